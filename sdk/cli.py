@@ -1,0 +1,78 @@
+"""`multispin`: one console command; each subcommand lives beside the code it drives.
+
+A subcommand is a module with `configure(parser)` and `run(args) -> int`, imported only when it is asked
+for: `multispin energy` on a board never imports the server. What fails on purpose
+(`MultispinError`) prints as one line and exits with its own code; a bug stays a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sdk.errors import DependencyError, MultispinError
+
+__all__ = ["COMMANDS", "main"]
+
+EXIT_INTERRUPTED = 130
+
+
+class Command(NamedTuple):
+    """Where a subcommand lives and what it is for."""
+
+    module: str
+    help: str
+
+
+# "Import by name" keeps the board's side free of the server's: see the module docstring.
+COMMANDS: dict[str, Command] = {
+    "demo": Command("edge_server.demo", "broker, server and three devices on this machine, live"),
+    "generate": Command("sdk.generate", "generate text on this board, verified by the edge server"),
+    "serve": Command("edge_server.serve", "run the edge server beside a broker"),
+    "model": Command("sdk.export.cli", "export a small or large model to ONNX"),
+    "plan": Command("edge_server.scheduler.plan", "solve one cell: draft lengths and band shares"),
+    "simulate": Command("edge_server.simulate", "drive the scheduler by a modelled cell"),
+    "energy": Command("sdk.energy.cli", "list, record, calibrate and report energy meters"),
+    "link": Command("sdk.link.cli", "show the quality of this board's link, live"),
+    "bench": Command("sdk.bench", "measure drafting or energy per token on this board"),
+    "bundle": Command("firmware_tools.bundle_cli", "build, sign and inspect a board's bundle"),
+    "flash": Command("firmware_tools.flash_cli", "put the SDK on a board"),
+    "board": Command("firmware_tools.board_cli", "status, rollback and doctor, on the board"),
+    "keys": Command("firmware_tools.keys_cli", "make, give out and revoke keys and certificates"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(prog="multispin", description=__doc__.split("\n\n")[0])
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    try:
+        for command, (module, summary) in COMMANDS.items():
+            subparser = subparsers.add_parser(command, help=summary, description=summary)
+            if command == name:
+                importlib.import_module(module).configure(subparser)
+        args = parser.parse_args(arguments)
+        return int(importlib.import_module(COMMANDS[args.command].module).run(args))
+    except MultispinError as error:
+        print(f"multispin: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        # Only our own packages may be absent (a board's bundle has no server); the rest are bugs.
+        package = (error.name or "").split(".")[0]
+        if package not in {"edge_server", "firmware_tools", "models"}:
+            raise
+        missing = DependencyError(f"'multispin {name}'", "server")
+        print(f"multispin: {missing}", file=sys.stderr)
+        return missing.exit_code
+    except KeyboardInterrupt:
+        print("multispin: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
