@@ -1,7 +1,7 @@
 """`multispin`: one console command; each subcommand lives beside the code it drives.
 
-A subcommand is a module with `configure(parser)` and `run(args) -> int`, imported only when it is asked
-for: `multispin energy` on a board never imports the server. What fails on purpose
+A subcommand is a module with `configure(parser)` and `run(args) -> int`, imported only when it is
+asked for: `multispin energy` on a board never imports the server. What fails on purpose
 (`MultispinError`) prints as one line and exits with its own code; a bug stays a traceback.
 """
 

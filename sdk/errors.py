@@ -1,8 +1,8 @@
 """The one exception tree of the project.
 
-Every error here is a user's mistake or a device's fault: one line that names the step, the thing and
-the next action, and a numbered exit code. A bug stays a traceback. Packages add leaves of their own
-beneath these branches; nothing else is raised across a package's border.
+Every error here is a user's mistake or a device's fault: one line that names the step, the thing
+and the next action, and a numbered exit code. A bug stays a traceback. Packages add leaves of their
+own beneath these branches; nothing else is raised across a package's border.
 
     MultispinError                exit 1
     ├── ConfigError               exit 2    a bad option, file or value given by the user

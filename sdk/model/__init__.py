@@ -1,0 +1,1 @@
+"""What board and edge server do alike: run the graph, shape the distribution, draw the noise."""

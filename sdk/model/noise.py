@@ -1,0 +1,177 @@
+"""Coupled noise: the same Gumbel variates on every machine, keyed by (seed, position, token id).
+
+Board and edge server each add this noise to their own log-probabilities and take the argmax; where
+the two models agree closely enough, the two argmaxes are equal (Daliri et al., arXiv 2408.07978).
+Nothing but the key decides a variate, so a stream survives restarts, batch mates and lost messages
+unchanged.
+
+Construction. A counter-based generator in the sense of Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3" (SC 2011): Philox4x32-10, keyed by the seed and counting positions, gives 32-bit
+words for a position. Between two of them, each token id passes twice through lowbias32, the
+bijective mixer of C. Wellons' hash-prospector: token ^ word0, mix, ^ word1, mix. Only 32-bit integer
+operations per token, which a GPU repeats bit for bit. Bits become Gumbel variates through correctly
+rounded IEEE operations alone (`_log`), never through a maths library whose last bit differs between
+machines.
+
+This module knows nothing of models, temperatures or wires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MAX_POSITION", "MAX_SEED", "CoupledNoise", "Stream", "gumbel", "philox4x32", "uniform"]
+
+MAX_SEED: Final = 2**64 - 1
+MAX_POSITION: Final = 2**32 - 1
+
+_MASK32: Final = 0xFFFFFFFF
+_PHILOX_MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
+_PHILOX_ROUNDS: Final = 10
+
+_SQRT_HALF: Final = 0.7071067811865476
+_LN_2: Final = 0.6931471805599453
+_ATANH_TERMS: Final = tuple(1.0 / (2 * n + 1) for n in range(12))
+
+_BUCKET_BITS: Final = 12  # the leading bits bound the noise, for pruning
+
+
+class Stream(IntEnum):
+    """Independent noise streams of one (seed, position)."""
+
+    COUPLED = 0  # shared by board and server
+    ACCEPT = 1  # the server's acceptance tests in ratio mode
+    RESIDUAL = 2  # the server's residual and bonus draws in ratio mode
+    DRAFT = 3  # the board's own draws in ratio mode
+
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return one block of Philox4x32-10 (Salmon et al. 2011, §4.3), four 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_PHILOX_ROUNDS):
+        product0 = _PHILOX_MULTIPLIERS[0] * c0
+        product1 = _PHILOX_MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (product1 >> 32) ^ c1 ^ k0,
+            product1 & _MASK32,
+            (product0 >> 32) ^ c3 ^ k1,
+            product0 & _MASK32,
+        )
+        k0 = (k0 + _PHILOX_KEY_STEPS[0]) & _MASK32
+        k1 = (k1 + _PHILOX_KEY_STEPS[1]) & _MASK32
+    return c0, c1, c2, c3
+
+
+def _position_words(seed: int, position: int, stream: Stream) -> tuple[int, int, int, int]:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be in [0, 2^64), got {seed}")
+    if not 0 <= position <= MAX_POSITION:
+        raise ValueError(f"position must be in [0, 2^32), got {position}")
+    return philox4x32((position, stream, 0, 0), (seed & _MASK32, seed >> 32))
+
+
+def uniform(seed: int, position: int, stream: Stream) -> float:
+    """Return one float64 in (0, 1), keyed by (seed, position, stream)."""
+    high, low, _, _ = _position_words(seed, position, stream)
+    return (((high << 21) | (low >> 11)) + 0.5) * 2.0**-53
+
+
+def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ln x from +, −, ×, ÷ alone: the same bits on every IEEE 754 machine.
+
+    ln(m·2^e) = e·ln 2 + 2·atanh(f / (2 + f)) with f = m − 1, m in [√½, √2); 12 terms reach 1e-16.
+    """
+    mantissa, exponent = np.frexp(x)
+    low = mantissa < _SQRT_HALF
+    f = np.where(low, mantissa * 2.0, mantissa) - 1.0
+    s = f / (f + 2.0)
+    z = s * s
+    series = np.full_like(z, _ATANH_TERMS[-1])
+    for term in reversed(_ATANH_TERMS[:-1]):
+        series = series * z + term
+    logarithm: NDArray[np.float64] = (exponent - low) * _LN_2 + 2.0 * s * series
+    return logarithm
+
+
+def gumbel(bits: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """Return Gumbel variates −ln(−ln u), u = (bits + ½)·2⁻³²: any shape, monotone in bits."""
+    u = (bits.astype(np.float64) + 0.5) * 2.0**-32
+    return -_log(-_log(u))
+
+
+_BUCKET_SHIFT: Final = 32 - _BUCKET_BITS
+_FIRST_OF_BUCKET: Final = np.arange(2**_BUCKET_BITS, dtype=np.uint32) << np.uint32(_BUCKET_SHIFT)
+_LOWER_BOUNDS: Final = gumbel(_FIRST_OF_BUCKET).astype(np.float32)
+_UPPER_BOUNDS: Final = gumbel(_FIRST_OF_BUCKET | np.uint32(2**_BUCKET_SHIFT - 1)).astype(np.float32)
+
+
+def _mix(x: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
+    """Apply lowbias32 in place."""
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        np.right_shift(x, shift, out=scratch)
+        np.bitwise_xor(x, scratch, out=x)
+        np.multiply(x, np.uint32(multiplier), out=x)
+    np.right_shift(x, 16, out=scratch)
+    np.bitwise_xor(x, scratch, out=x)
+
+
+class CoupledNoise:
+    """Gumbel noise over one vocabulary for one seed; not thread-safe (it reuses its buffers)."""
+
+    def __init__(self, *, vocabulary_size: int, seed: int, stream: Stream = Stream.COUPLED) -> None:
+        """Prepare buffers.
+
+        Args:
+            vocabulary_size: number of token ids, at least 1.
+            seed: in [0, 2^64).
+            stream: which of the independent streams to draw from.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        if vocabulary_size < 1:
+            raise ValueError(f"vocabulary size must be at least 1, got {vocabulary_size}")
+        _position_words(seed, 0, stream)
+        self.seed = seed
+        self.stream = stream
+        self._token_ids = np.arange(vocabulary_size, dtype=np.uint32)
+        self._bits = np.empty(vocabulary_size, np.uint32)
+        self._scratch = np.empty(vocabulary_size, np.uint32)
+        self._bounds = np.empty(vocabulary_size, np.float32)
+
+    def bits(self, position: int) -> NDArray[np.uint32]:
+        """Return every token's noise bits at `position`: [vocab], valid until the next call."""
+        word0, word1, _, _ = _position_words(self.seed, position, self.stream)
+        np.bitwise_xor(self._token_ids, np.uint32(word0), out=self._bits)
+        _mix(self._bits, self._scratch)
+        np.bitwise_xor(self._bits, np.uint32(word1), out=self._bits)
+        _mix(self._bits, self._scratch)
+        return self._bits
+
+    def argmax(self, logits: NDArray[np.float32], position: int) -> int:
+        """Return argmax_i(logits_i + G_i), an exact sample of softmax; ties go to the lowest id.
+
+        A table bounds every variate by its leading bits, so that only the few tokens that can still
+        win need their exact variate.
+
+        Args:
+            logits: [vocab], unnormalised log-probabilities; −inf excludes a token.
+            position: absolute position in the sequence of the token to be drawn.
+        """
+        bits = self.bits(position)
+        buckets = np.right_shift(bits, _BUCKET_SHIFT, out=self._scratch)
+        np.take(_UPPER_BOUNDS, buckets, out=self._bounds, mode="clip")
+        np.add(self._bounds, logits, out=self._bounds)
+        leader = int(self._bounds.argmax())
+        certain = float(logits[leader]) + float(_LOWER_BOUNDS[buckets[leader]])
+        slack = 1e-3 + 1e-6 * abs(certain)  # float32 rounding of the bounds
+        (candidates,) = np.nonzero(self._bounds >= certain - slack)
+        scores = logits[candidates].astype(np.float64) + gumbel(bits[candidates])
+        return int(candidates[int(scores.argmax())])
