@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
+from sdk.protocol import Mode
+
 __all__ = ["Controller", "Grant", "Mode", "Policy", "RoundReport", "VerifyReport", "Waiting"]
-
-
-class Mode(IntEnum):
-    """How drafts are verified; the numbers are those of the wire."""
-
-    GREEDY = 0
-    COUPLED = 1
-    RATIO = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
