@@ -8,10 +8,10 @@ unchanged.
 Construction. A counter-based generator in the sense of Salmon et al., "Parallel random numbers: as
 easy as 1, 2, 3" (SC 2011): Philox4x32-10, keyed by the seed and counting positions, gives 32-bit
 words for a position. Between two of them, each token id passes twice through lowbias32, the
-bijective mixer of C. Wellons' hash-prospector: token ^ word0, mix, ^ word1, mix. Only 32-bit integer
-operations per token, which a GPU repeats bit for bit. Bits become Gumbel variates through correctly
-rounded IEEE operations alone (`_log`), never through a maths library whose last bit differs between
-machines.
+bijective mixer of C. Wellons' hash-prospector: token ^ word0, mix, ^ word1, mix. Only 32-bit
+integer operations per token, which a GPU repeats bit for bit. Bits become Gumbel variates through
+correctly rounded IEEE operations alone (`_log`), never through a maths library, whose last bit
+differs between machines.
 
 This module knows nothing of models, temperatures or wires.
 """
@@ -80,7 +80,7 @@ def _position_words(seed: int, position: int, stream: Stream) -> tuple[int, int,
 def uniform(seed: int, position: int, stream: Stream) -> float:
     """Return one float64 in (0, 1), keyed by (seed, position, stream)."""
     high, low, _, _ = _position_words(seed, position, stream)
-    return (((high << 21) | (low >> 11)) + 0.5) * 2.0**-53
+    return (((high << 20) | (low >> 12)) + 0.5) * 2.0**-52  # 52 bits, so that + ½ is exact
 
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:

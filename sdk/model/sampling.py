@@ -21,7 +21,7 @@ class SamplingParameters:
     """How the target's distribution is shaped before a token is drawn from it.
 
     Attributes:
-        temperature: ≥ 0; 0 is greedy decoding, and the other fields then change nothing.
+        temperature: in [0.001, 100], or 0: greedy decoding, where no other field matters.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: in (0, 1]; keep the smallest set of likeliest tokens whose probability reaches it.
         min_p: in [0, 1); drop tokens less likely than min_p times the likeliest.
@@ -35,8 +35,10 @@ class SamplingParameters:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # Logits over a temperature near 0 overflow float32.
+        fits = self.greedy or 1e-3 <= self.temperature <= 100.0
         checks = (
-            ("temperature", 0.0 <= self.temperature <= 100.0, "in [0, 100]"),
+            ("temperature", fits, "0 or in [0.001, 100]"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]"),
             ("min_p", 0.0 <= self.min_p < 1.0, "in [0, 1)"),
@@ -79,7 +81,8 @@ def _likeliest(scaled: NDArray[np.float32], parameters: SamplingParameters) -> N
     relative = np.exp((scaled[ids] - scaled[ids[0]]).astype(np.float64))  # 1.0 for the likeliest
     if parameters.top_p < 1.0:
         # Outside the candidates lies less than 1 − top_p in all, but it still counts in the total.
-        total = relative.sum() if parameters.top_k else _relative_mass(scaled)
+        cut = 0 < parameters.top_k < scaled.size  # then every token that is left is in `relative`
+        total = relative.sum() if cut else _relative_mass(scaled)
         reached = np.cumsum(relative) >= parameters.top_p * total
         ids = ids[: int(reached.argmax()) + 1] if reached.any() else ids
     kept: NDArray[np.intp] = ids[relative[: len(ids)] >= parameters.min_p]
@@ -88,14 +91,11 @@ def _likeliest(scaled: NDArray[np.float32], parameters: SamplingParameters) -> N
 
 def _candidates(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.intp]:
     """Return, ascending, every id that can survive, so that only few need sorting."""
-    if parameters.top_k and parameters.top_k < scaled.size:
+    if 0 < parameters.top_k < scaled.size:
         kth = np.partition(scaled, scaled.size - parameters.top_k)[-parameters.top_k]
         return np.flatnonzero(scaled >= kth)
-    if parameters.top_k or parameters.top_p == 1.0:
-        floor = parameters.min_p
-    else:
-        # Tokens below (1 − top_p)/V hold less than 1 − top_p together: the others reach top_p.
-        floor = (1.0 - parameters.top_p) / scaled.size
+    # Tokens below (1 − top_p)/V hold less than 1 − top_p together: the others reach top_p.
+    floor = (1.0 - parameters.top_p) / scaled.size or parameters.min_p
     if floor == 0.0:
         return np.arange(scaled.size)
     peak = float(scaled.max())

@@ -7,7 +7,6 @@ field.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ __all__ = ["Close", "Open", "Opened", "Reject", "RejectCode", "decode_control", 
 
 _MAX_STOP_IDS: Final = 16
 _MAX_TOKENS: Final = 1 << 20
-_MAX_SESSION: Final = 2**64 - 1
+_MAX_HASH_CHARACTERS: Final = 128
 
 
 class RejectCode(str, Enum):
@@ -53,7 +52,7 @@ class Open:
         mode: GREEDY at temperature 0, else COUPLED or RATIO.
         max_tokens: tokens to generate at most, committed ones included.
         stop_ids: ids that end the sequence.
-        tokenizer: the tokenizer's hash, hexadecimal.
+        tokenizer: the tokenizer's hash, hexadecimal; printable ASCII, at most 128 characters.
         vocabulary_size: of the drafter.
         boot: the device's boot counter.
     """
@@ -88,7 +87,7 @@ class Opened:
 
     Attributes:
         context_length: the most tokens, prompt included, that the session can hold.
-        target: hash of the target's weights, hexadecimal.
+        target: hash of the target's weights, hexadecimal; as `Open.tokenizer`.
     """
 
     session: int
@@ -159,7 +158,7 @@ def decode_control(payload: bytes) -> Control:
         raise MalformedFrameError("control frame is not JSON") from error
     if not isinstance(fields, dict):
         raise MalformedFrameError("control frame is not a JSON object")
-    if fields.get("v") != VERSION:
+    if type(fields.get("v")) is not int or fields["v"] != VERSION:
         raise MalformedFrameError(f"control frame of version {fields.get('v')!r} is not known")
     decoder = _DECODERS.get(str(fields.get("kind")))
     if decoder is None:
@@ -192,7 +191,7 @@ def _decode_open(fields: dict[str, Any]) -> Open:
         mode=Mode(_integer(fields, "mode", 0, max(Mode))),
         max_tokens=_integer(fields, "max_tokens", 1, _MAX_TOKENS),
         stop_ids=tuple(stop_ids),
-        tokenizer=_text(fields, "tokenizer"),
+        tokenizer=_hash(fields, "tokenizer"),
         vocabulary_size=vocabulary_size,
         boot=_integer(fields, "boot", 0, 2**63),
     )
@@ -202,7 +201,7 @@ def _decode_opened(fields: dict[str, Any]) -> Opened:
     return Opened(
         session=_hexadecimal(fields, "session"),
         context_length=_integer(fields, "context_length", 1, 1 << 31),
-        target=_text(fields, "target"),
+        target=_hash(fields, "target"),
     )
 
 
@@ -236,7 +235,7 @@ def _unpack(fields: dict[str, Any], name: str, bits: int) -> tuple[int, ...]:
     text = _text(fields, name)
     try:
         packed = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise MalformedFrameError(f"control frame: {name} is not base64") from error
     if len(packed) != packed_bytes(count, bits):
         raise MalformedFrameError(f"control frame: {name} does not hold {count} ids")
@@ -262,6 +261,16 @@ def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise MalformedFrameError(f"control frame: {name} must be a string")
     return value
+
+
+def _hash(fields: dict[str, Any], name: str) -> str:
+    """Return a short word that is safe to print: it ends up in logs and error lines."""
+    text = _text(fields, name)
+    if not (text.isascii() and text.isprintable() and 1 <= len(text) <= _MAX_HASH_CHARACTERS):
+        raise MalformedFrameError(
+            f"control frame: {name} must be 1 to {_MAX_HASH_CHARACTERS} printable characters"
+        )
+    return text
 
 
 def _hexadecimal(fields: dict[str, Any], name: str) -> int:

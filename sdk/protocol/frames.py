@@ -107,13 +107,14 @@ class Verdict:
     """What the target says: from `position` on, the sequence is draft[:accepted] + token_ids.
 
     Attributes:
-        accepted: length of the accepted prefix of this round's draft. With 0, the statement holds
-            whatever the round.
+        accepted: length of the accepted prefix of this round's draft, at most MAX_DRAFT_TOKENS.
+            With 0, the statement holds whatever the round.
         token_ids: the target's own tokens behind the accepted prefix; usually one.
         echo_us: `sent_us` of the draft; 0 in a frame that answers none.
         queue_us: time the draft waited at the server, µs.
         compute_us: time of the verification pass, µs.
-        grant_length: tokens to draft in the next round; 0: let the server decode alone.
+        grant_length: tokens to draft in the next round, at most MAX_DRAFT_TOKENS; 0: let the server
+            decode alone.
         grant_share: granted part of the uplink, in (0, 1], in steps of 1/65535.
         grant_mode: how the next draft will be verified.
         grant_support: in ratio mode, how many tokens each uploaded distribution keeps.
@@ -140,6 +141,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if len(self.token_ids) > MAX_VERDICT_TOKENS:
             raise ValueError(f"a verdict has at most {MAX_VERDICT_TOKENS} tokens")
+        if max(self.accepted, self.grant_length) > MAX_DRAFT_TOKENS:
+            raise ValueError(f"accepted and grant length are at most {MAX_DRAFT_TOKENS}")
         if not 0.0 < self.grant_share <= 1.0:
             raise ValueError(f"share must be in (0, 1], got {self.grant_share}")
 
@@ -174,7 +177,7 @@ def decode_draft(frame: bytes) -> Draft:
     Raises:
         MalformedFrameError: if it is not a draft frame of this version, whole and nothing more.
     """
-    flags, body = _open_frame(frame, _KIND_DRAFT, _DRAFT)
+    flags, body = _open_frame(frame, _KIND_DRAFT, _DRAFT, _FLAG_RETRY | _FLAG_STREAM)
     session, round_, position, sent_us, time_units, count, id_bits = _DRAFT.unpack_from(frame)[4:]
     stream = bool(flags & _FLAG_STREAM)
     if (not stream and count > MAX_DRAFT_TOKENS) or (stream and count == 0):
@@ -223,7 +226,7 @@ def decode_verdict(frame: bytes) -> Verdict:
     Raises:
         MalformedFrameError: if it is not a verdict frame of this version, whole and nothing more.
     """
-    flags, body = _open_frame(frame, _KIND_VERDICT, _VERDICT)
+    flags, body = _open_frame(frame, _KIND_VERDICT, _VERDICT, _FLAG_STREAM)
     fields = _VERDICT.unpack_from(frame)[4:]
     session, round_, position, echo_us, queue_us, compute_us = fields[:6]
     accepted, count, id_bits, length, mode, end, share, support = fields[6:]
@@ -252,7 +255,9 @@ def decode_verdict(frame: bytes) -> Verdict:
     )
 
 
-def _open_frame(frame: bytes, kind: int, header: struct.Struct) -> tuple[int, memoryview]:
+def _open_frame(
+    frame: bytes, kind: int, header: struct.Struct, known_flags: int
+) -> tuple[int, memoryview]:
     """Check prefix and header length; return (flags, everything behind the header)."""
     if len(frame) < header.size:
         raise MalformedFrameError(f"frame of {len(frame)} bytes is shorter than its header")
@@ -261,7 +266,7 @@ def _open_frame(frame: bytes, kind: int, header: struct.Struct) -> tuple[int, me
         raise MalformedFrameError(f"frame of version {version}, kind {found_kind} is not known")
     if not header.size <= header_bytes <= len(frame):
         raise MalformedFrameError(f"header length {header_bytes} does not fit the frame")
-    if flags & ~(_FLAG_RETRY | _FLAG_STREAM):
+    if flags & ~known_flags:
         raise MalformedFrameError(f"unknown flags {flags:#x}")
     return flags, memoryview(frame)[header_bytes:]
 

@@ -27,10 +27,18 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_ids(ids: Sequence[int] | NDArray[np.integer], bits: int) -> bytes:
-    """Pack ids, each in [0, 2^bits), into the fewest whole bytes."""
+    """Pack ids into the fewest whole bytes.
+
+    Raises:
+        ValueError: if an id is outside [0, 2^bits), or bits outside [1, 32].
+    """
+    if not 1 <= bits <= _MAX_BITS:
+        raise ValueError(f"bits per id must be in [1, {_MAX_BITS}], got {bits}")
     if len(ids) == 0:
         return b""
-    values = np.asarray(ids, dtype=np.uint32)
+    values = np.asarray(ids, dtype=np.int64)
+    if values.min() < 0 or values.max() >> bits:
+        raise ValueError(f"a token id does not fit in {bits} bits")
     planes = np.unpackbits(values.astype("<u4").view(np.uint8), bitorder="little")
     return np.packbits(planes.reshape(-1, _MAX_BITS)[:, :bits], bitorder="little").tobytes()
 
