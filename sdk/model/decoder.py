@@ -1,0 +1,213 @@
+"""Runs an exported decoder graph with ONNX Runtime: tokens in, rows of logits out.
+
+Keys and values of one sequence live in one buffer that the graph reads and writes in place, so that
+forgetting tokens is the lowering of an integer. Knows nothing about drafting, sampling or sessions.
+
+The graph's contract (made by `sdk.export`): inputs `input_ids` int64 [1, rows], `seqlens_k` int32 [1]
+(total length − 1), `total_sequence_length` int32 scalar, `rows_to_score` int64 [scored] (which of the
+rows get logits) and `past_key_values.{layer}.{key,value}` [1, kv_heads, capacity, head_dim]; outputs
+`logits` float32 [1, scored, vocabulary] and `present.{layer}.{key,value}`, bound to the past's memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sdk.errors import ModelLoadError
+from sdk.model.manifest import GRAPH_NAME, Manifest
+
+__all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads"]
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+CHUNK_ROWS = 512
+"""Most rows in one call: attention's scratch memory grows with rows × context."""
+
+
+class KvCache:
+    """One sequence's keys and values, in place, for one decoder.
+
+    Attributes:
+        length: tokens whose keys and values are in the cache.
+        capacity: most tokens that fit.
+    """
+
+    def __init__(self, *, binding: Any, capacity: int) -> None:
+        self.length = 0
+        self.capacity = capacity
+        self._binding = binding  # holds the buffers, bound as past and as present
+
+    def rollback(self, length: int) -> None:
+        """Forget every token from `length` on; raise ValueError outside 0 … self.length."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"rollback to {length} of a cache that holds {self.length} tokens")
+        self.length = length
+
+
+class Decoder:
+    """An exported model, ready to run. One thread at a time; any number of caches."""
+
+    def __init__(self, *, session: Any, manifest: Manifest, provider: str) -> None:
+        self.manifest = manifest
+        self.provider = provider
+        self._session = session
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        self._seqlens = np.zeros(1, np.int32)
+        self._total = np.zeros((), np.int32)
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int | None = None, provider: str = "cpu") -> Decoder:
+        """Load `model.onnx` and `manifest.json` of a folder.
+
+        `threads` are ONNX Runtime's, `default_threads()` when None; `provider` is one of PROVIDERS.
+        Raises ModelLoadError when a file is missing or damaged or the provider is not installed.
+        """
+        manifest = Manifest.load(folder)
+        check_provider(provider)
+        try:
+            session = onnxruntime.InferenceSession(
+                str(folder / GRAPH_NAME),
+                sess_options=session_options(threads or default_threads()),
+                providers=list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]])),
+            )
+        except Exception as error:  # onnxruntime raises a dozen unrelated types
+            reason = str(error).splitlines()[0][:200]
+            raise ModelLoadError(
+                f"loading model: {folder / GRAPH_NAME} cannot be run ({reason}); "
+                "export the model again or update onnxruntime"
+            ) from error
+        return cls(session=session, manifest=manifest, provider=provider)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of a row of logits."""
+        return self.manifest.vocabulary_size
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that one sequence may hold."""
+        return self.manifest.context_length
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Return the memory of a cache for `capacity` tokens."""
+        shape = self.manifest
+        per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim
+        return capacity * per_token * np.dtype(shape.kv_type).itemsize
+
+    def new_cache(self, *, capacity: int | None = None) -> KvCache:
+        """Return an empty cache for `capacity` tokens (all of the context when None).
+
+        Raises ValueError outside 1 … context_length. On the CPU the memory is only taken as it fills.
+        """
+        capacity = self.context_length if capacity is None else capacity
+        if not 1 <= capacity <= self.context_length:
+            raise ValueError(f"capacity {capacity} is not in 1 … {self.context_length}")
+        shape = (1, self.manifest.kv_heads, capacity, self.manifest.head_dim)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("seqlens_k", ortvalue(self._seqlens))
+        binding.bind_ortvalue_input("total_sequence_length", ortvalue(self._total))
+        for layer in range(self.manifest.layers):
+            for part in ("key", "value"):
+                buffer = ortvalue(np.zeros(shape, self.manifest.kv_type), self._device)
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
+                binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+        return KvCache(binding=binding, capacity=capacity)
+
+    def run(
+        self,
+        cache: KvCache,
+        token_ids: Sequence[int] | NDArray[np.int64],
+        *,
+        score: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Feed the tokens that follow `cache.length` and return logits of the last `score` of them.
+
+        Returns [score, vocabulary], all rows when `score` is None; the array is the caller's.
+        Raises ValueError for no tokens, ids outside the vocabulary, a full cache or a wrong `score`.
+        """
+        ids = np.ascontiguousarray(token_ids, np.int64)
+        scored = len(ids) if score is None else score
+        self._check(cache, ids, scored)
+        first_scored = len(ids) - scored
+        start = 0
+        while len(ids) - start > CHUNK_ROWS and start + CHUNK_ROWS <= first_scored:
+            self._call(cache, ids[start : start + CHUNK_ROWS], 1)
+            start += CHUNK_ROWS
+        return self._call(cache, ids[start:], scored)
+
+    def _call(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> NDArray[np.float32]:
+        logits = np.empty((1, scored, self.vocabulary_size), np.float32)
+        self._seqlens[0] = cache.length + len(ids) - 1
+        self._total[()] = cache.length + len(ids)
+        binding = cache._binding
+        binding.bind_ortvalue_input("input_ids", ortvalue(ids[None]))
+        binding.bind_ortvalue_input(
+            "rows_to_score", ortvalue(np.arange(len(ids) - scored, len(ids)))
+        )
+        binding.bind_ortvalue_output("logits", ortvalue(logits))
+        self._session.run_with_iobinding(binding)
+        cache.length += len(ids)
+        return logits[0]
+
+    def _check(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> None:
+        if ids.ndim != 1 or not len(ids):
+            raise ValueError(f"token ids must be a list of at least one, not of shape {ids.shape}")
+        if ids.min() < 0 or ids.max() >= self.vocabulary_size:
+            raise ValueError(f"token ids must be in 0 … {self.vocabulary_size - 1}")
+        if cache.length + len(ids) > cache.capacity:
+            raise ValueError(
+                f"{len(ids)} tokens do not fit a cache of {cache.capacity} that holds {cache.length}"
+            )
+        if not 1 <= scored <= len(ids):
+            raise ValueError(f"score must be in 1 … {len(ids)}, not {scored}")
+
+
+def ortvalue(array: NDArray[Any], device: str = "cpu") -> Any:
+    """Wrap an array: on the CPU the value shares the array's memory and keeps it alive."""
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
+
+
+def default_threads() -> int:
+    """Return the threads to compute with: all cores, less one from four on, for radio and sampling."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return cores if cores < 4 else cores - 1
+
+
+def session_options(threads: int) -> Any:
+    """Return options for one sequence on few cores.
+
+    Spinning is off: between two drafts a board waits for a verdict, and threads that spin meanwhile
+    burn the energy that we measure.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def check_provider(provider: str) -> None:
+    """Raise ModelLoadError when this onnxruntime has no such execution provider."""
+    if provider not in PROVIDERS:
+        raise ModelLoadError(
+            f"loading model: provider {provider!r} is not one of {', '.join(PROVIDERS)}"
+        )
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        raise ModelLoadError(
+            f"loading model: this onnxruntime {onnxruntime.__version__} has no provider {provider!r}; "
+            "install onnxruntime-gpu (on a Jetson, NVIDIA's build) or choose provider 'cpu'"
+        )
