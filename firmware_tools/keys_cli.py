@@ -1,0 +1,99 @@
+"""`multispin keys init|device|revoke|show`: options in, one line or JSON out.
+
+Knows nothing about cryptography.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their options."""
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    init = verbs.add_parser("init", help="make the authority, broker certificate and signing keys")
+    init.add_argument(
+        "--host",
+        action="append",
+        metavar="NAME",
+        help="name or address of the broker (repeat); default: localhost and 127.0.0.1",
+    )
+    device = verbs.add_parser("device", help="make a device's certificate")
+    device.add_argument("device", metavar="ID")
+    revoke = verbs.add_parser("revoke", help="shut a device out of the broker")
+    revoke.add_argument("device", metavar="ID")
+    show = verbs.add_parser("show", help="list fingerprints and devices")
+    for verb in (init, device, revoke, show):
+        verb.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
+        verb.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+        verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one verb."""
+    verbs: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
+        "init": _init,
+        "device": _device,
+        "revoke": _revoke,
+        "show": _show,
+    }
+    result = verbs[args.verb](args)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            _print(name, value)
+    return 0
+
+
+def _print(name: str, value: object) -> None:
+    if isinstance(value, dict):
+        print(f"{name}:")
+        for key, each in value.items():
+            print(f"  {key:<10} {each}")
+    else:
+        print(f"{name}: {value}")
+
+
+def _init(args: argparse.Namespace) -> dict[str, object]:
+    from firmware_tools.keys.store import KeyStore, utc_now
+
+    hosts = args.host or ["localhost", "127.0.0.1"]
+    store = KeyStore.create(args.keys, hosts, secret=args.secrets, now=utc_now())
+    return {
+        "keys": str(store.public),
+        "secrets": str(store.secret),
+        "fingerprints": store.fingerprints(),
+    }
+
+
+def _device(args: argparse.Namespace) -> dict[str, object]:
+    from firmware_tools.keys.store import KeyStore, utc_now
+
+    store = KeyStore.at(args.keys, args.secrets)
+    store.issue_device(args.device, now=utc_now())
+    return {"device": args.device, "certificate": str(store.public / "devices" / args.device)}
+
+
+def _revoke(args: argparse.Namespace) -> dict[str, object]:
+    from firmware_tools.keys.store import KeyStore, utc_now
+
+    store = KeyStore.at(args.keys, args.secrets)
+    store.revoke(args.device, now=utc_now())
+    return {
+        "revoked": args.device,
+        "list": str(store.public / "ca.crl"),
+        "next": "restart the broker to cut connections that are open now",
+    }
+
+
+def _show(args: argparse.Namespace) -> dict[str, object]:
+    from firmware_tools.keys.store import KeyStore
+
+    store = KeyStore.at(args.keys, args.secrets)
+    return {"fingerprints": store.fingerprints(), "devices": store.devices()}
