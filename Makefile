@@ -1,0 +1,44 @@
+# Everything runs in its own .venv; `make demo` needs no torch, `make test` does.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+CODE   := sdk edge_server firmware_tools models
+
+.PHONY: demo test lint types unit board bench clean
+
+demo: $(VENV)/.base
+	$(BIN)/multispin demo
+
+test: lint types unit
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy --strict $(CODE)
+
+unit: $(VENV)/.test
+	$(BIN)/pytest -m "not board and not gpu"
+
+board: $(VENV)/.test
+	$(BIN)/pytest -m board --timeout=600 tests/board
+
+bench: $(VENV)/.base
+	$(BIN)/python -m benchmarks.spine
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[broker]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --editable '.[broker,dev,export,firmware,plot,serial,torch]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
