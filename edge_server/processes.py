@@ -1,0 +1,124 @@
+"""Servers and devices as child processes, speaking JSON lines; each ends with its owner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_server.broker import die_with_parent
+from sdk.config import BrokerConfig
+from sdk.errors import ConnectError
+
+__all__ = ["DeviceProcess", "DeviceRequest", "start_device", "start_server"]
+
+_STOP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRequest:
+    """What one device shall generate."""
+
+    id: str
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    slow_down_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class DeviceProcess:
+    """A device at work; `text` and `token_ids` grow as its process reports them."""
+
+    request: DeviceRequest
+    process: subprocess.Popen[str]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def read(self) -> None:
+        """Take in the process's lines until it ends."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            fields = json.loads(line)
+            if "summary" in fields:
+                self.summary = fields["summary"]
+            else:
+                self.token_ids.append(fields["id"])
+                self.text += fields["text"]
+        self.done.set()
+
+    def check(self) -> None:
+        """Raise ConnectError, with the device's own words, if it ended without a summary."""
+        if self.done.is_set() and not self.summary:
+            assert self.process.stderr is not None
+            words = self.process.stderr.read().strip()
+            raise ConnectError(f"device {self.request.id} ended early: {words}")
+
+
+def start_server(
+    stack: ExitStack, *, model: Path, broker: BrokerConfig, options: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """Start `multispin serve` and return once it is ready."""
+    address = f"{broker.host}:{broker.port}"
+    arguments = ["serve", "--model", str(model), "--broker", address, "--json", *options]
+    process = _start(stack, arguments)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if "ready" not in process.stdout.readline():
+        raise ConnectError(f"the edge server did not start: {process.stderr.read().strip()}")
+    for pipe in (process.stdout, process.stderr):  # nobody reads on: keep the pipes from filling
+        threading.Thread(target=pipe.read, daemon=True).start()
+    return process
+
+
+def start_device(
+    stack: ExitStack,
+    request: DeviceRequest,
+    *,
+    model: Path,
+    broker: BrokerConfig,
+    options: tuple[str, ...] = (),
+) -> DeviceProcess:
+    """Start `multispin generate` and read what it says in the background."""
+    arguments = [
+        "generate",
+        *("--device", request.id, "--prompt", request.prompt),
+        *("--model", str(model), "--broker", f"{broker.host}:{broker.port}"),
+        *("--max-tokens", str(request.max_tokens), "--seed", str(request.seed)),
+        *("--temperature", str(request.temperature)),
+        *("--slow-down-ms", str(request.slow_down_ms), "--threads", "1", "--json", *options),
+    ]
+    device = DeviceProcess(request, _start(stack, arguments))
+    threading.Thread(target=device.read, name=request.id, daemon=True).start()
+    return device
+
+
+def _start(stack: ExitStack, arguments: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509
+    )
+    stack.callback(_stop, process)
+    return process
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a process, kindly first."""
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,156 @@
+"""`multispin serve`: the edge server, beside a broker it starts or joins."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from edge_server.broker import start_broker
+from edge_server.gateway import GatewayLimits
+from edge_server.scheduler.adaptive import AdaptiveLength
+from edge_server.scheduler.policies import make_policy
+from edge_server.server import EdgeServer
+from edge_server.verifier.onnx import OnnxVerifier
+from sdk.config import BrokerConfig, load_config
+from sdk.errors import ConfigError, ConnectError
+from sdk.protocol import UP_FILTER
+from sdk.transport.mqtt import MqttTransport
+
+__all__ = ["configure", "run"]
+
+_CONNECT_TIMEOUT_S = 10.0
+_OWN_BROKERS = ("auto", "mosquitto", "amqtt")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped target")
+    parser.add_argument(
+        "--broker",
+        default="auto",
+        metavar="HOST:PORT|auto|mosquitto|amqtt",
+        help="join a broker, or start a private one on this machine (default: auto)",
+    )
+    parser.add_argument("--port", type=int, default=1883, help="of a private broker; 0: any free")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with a [broker] table")
+    parser.add_argument("--sessions", type=int, default=64, metavar="N", help="at most, at once")
+    parser.add_argument(
+        "--kv-memory", type=int, default=1024, metavar="MIB", help="for all keys and values"
+    )
+    parser.add_argument("--idle", type=float, default=120.0, metavar="S", help="session expiry")
+    parser.add_argument("--max-draft", type=int, default=8, metavar="N", help="longest draft")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to verify with")
+    parser.add_argument("--json", action="store_true", help="one JSON object per report")
+    parser.add_argument("--report-every", type=float, default=10.0, metavar="S")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with ExitStack() as stack:
+        verifier = OnnxVerifier.load(
+            args.model or _shipped_target(),
+            threads=args.threads,
+            max_sessions=args.sessions,
+            kv_memory_mib=args.kv_memory,
+        )
+        broker = _join_broker(args, stack)
+        transport = stack.enter_context(_connect(broker))
+        server = EdgeServer(
+            transport=transport,
+            verifier=verifier,
+            controller=AdaptiveLength(max_length=args.max_draft),
+            policy=make_policy("continuous"),
+            limits=GatewayLimits(idle_s=args.idle),
+        )
+        _announce(args, broker, verifier)
+        reporter = threading.Thread(
+            target=_report, args=(args, server, stop), name="report", daemon=True
+        )
+        reporter.start()
+        server.run(stop)
+        reporter.join()
+    return 0
+
+
+def _shipped_target() -> Path:
+    try:
+        from models.registry import pair_dir
+    except ModuleNotFoundError as error:
+        raise ConfigError("model: none is shipped here; name a folder with --model") from error
+    return pair_dir("target")
+
+
+def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
+    if args.config:
+        return load_config(args.config).broker
+    if args.broker in _OWN_BROKERS:
+        return stack.enter_context(start_broker(args.broker, port=args.port)).config
+    return BrokerConfig.parse(args.broker)
+
+
+def _connect(broker: BrokerConfig) -> MqttTransport:
+    transport = MqttTransport(broker=broker, client_id="edge", subscriptions=[(UP_FILTER, 1)])
+    if not transport.wait_connected(_CONNECT_TIMEOUT_S):
+        transport.close()
+        raise ConnectError(
+            f"connect: no broker answers at {broker.host}:{broker.port}; "
+            "check --broker, or leave it out to start a private one"
+        )
+    return transport
+
+
+def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: OnnxVerifier) -> None:
+    """Say where devices find this server."""
+    if args.json:
+        print(json.dumps({"ready": f"{broker.host}:{broker.port}"}), flush=True)
+        return
+    print(
+        f"multispin: verifying on {broker.host}:{broker.port}, {verifier.vocabulary_size} token "
+        f"ids, context {verifier.context_length}, at most {args.sessions} sessions in "
+        f"{args.kv_memory} MiB; stop with Ctrl-C\n"
+        f"  try: multispin generate --broker {broker.host}:{broker.port} --prompt 'def main('",
+        flush=True,
+    )
+
+
+def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event) -> None:
+    """Print what was done, every so often, while there is something to tell."""
+    before, before_s = 0, time.monotonic()
+    while not stop.wait(args.report_every):
+        counters, now_s = server.engine.counters, time.monotonic()
+        rate = (counters.emitted - before) / (now_s - before_s)
+        changed = counters.emitted != before
+        before, before_s = counters.emitted, now_s
+        if not changed:
+            continue
+        figures = {
+            "sessions": len(server.sessions),
+            "tokens_per_s": round(rate, 1),
+            "emitted": counters.emitted,
+            "drafted": counters.drafted,
+            "accepted": counters.accepted,
+            "passes": counters.passes,
+            "rows_per_pass": round(counters.rows / max(counters.passes, 1), 2),
+            "verify_s": round(counters.verify_s, 3),
+            **server.gateway.counters,
+        }
+        if args.json:
+            print(json.dumps(figures), flush=True)
+        else:
+            print(
+                f"{figures['sessions']} sessions, {rate:.1f} tokens/s, "
+                f"{counters.accepted} of {counters.drafted} drafted tokens accepted, "
+                f"{figures['rows_per_pass']} rows a pass",
+                flush=True,
+            )

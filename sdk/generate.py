@@ -1,0 +1,179 @@
+"""`multispin generate`: text on this board, drafted here and verified by the edge server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdk.config import BrokerConfig, load_config
+from sdk.device import Device, Token
+from sdk.draft.drafter import OnnxDrafter
+from sdk.draft.slowed import SlowedDrafter
+from sdk.errors import ConfigError
+from sdk.session import Offline, SessionOptions
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="the same from a file; - for stdin")
+    parser.add_argument("--broker", metavar="HOST:PORT", help="default 127.0.0.1:1883")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML: broker, device, model")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped drafter")
+    parser.add_argument("--device", metavar="ID", help="default: host name and a random suffix")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 keeps all")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--offline",
+        choices=[choice.value for choice in Offline],
+        default=Offline.WAIT.value,
+        help="without a server: wait and resume, go on alone unverified, or fail",
+    )
+    parser.add_argument(
+        "--lost-after", type=float, default=15.0, metavar="S", help="seconds without an answer"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="FILE", help="survive a power cut; same command resumes"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to draft with")
+    parser.add_argument(
+        "--no-optimistic", action="store_true", help="do not draft while awaiting a verdict"
+    )
+    parser.add_argument(
+        "--slow-down-ms", type=float, default=0.0, metavar="MS", help="play a slower board"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, stream, and sum up."""
+    config = load_config(args.config) if args.config else {}
+    broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
+    with _device(args, broker, config) as device:
+        started_s = time.monotonic()
+        count = _stream(_tokens(device, args), as_json=args.json)
+        seconds = time.monotonic() - started_s
+        summary = _summary(device, count, seconds)
+    if args.json:
+        print(json.dumps({"summary": summary}), flush=True)
+    else:
+        print(f"\n{_sentence(summary)}", file=sys.stderr)
+    return 0
+
+
+def _device(args: argparse.Namespace, broker: BrokerConfig, config: DeviceConfig) -> Device:
+    model = args.model or config.model or _shipped_drafter()
+    drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
+    if args.slow_down_ms > 0:
+        drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
+    return Device(
+        id=args.device or config.id or _default_id(),
+        model=model,
+        broker=broker,
+        drafter=drafter,
+        options=SessionOptions(
+            offline=Offline(args.offline),
+            lost_after_s=args.lost_after,
+            optimistic=not args.no_optimistic,
+        ),
+    )
+
+
+def _shipped_drafter() -> Path:
+    try:
+        from models.registry import pair_dir
+    except ModuleNotFoundError as error:
+        raise ConfigError("model: none is shipped here; name a folder with --model") from error
+    return pair_dir("drafter")
+
+
+def _default_id() -> str:
+    host = "".join(c for c in socket.gethostname().lower() if c.isascii() and c.isalnum())
+    return f"{host[:20] or 'board'}-{secrets.token_hex(3)}"
+
+
+def _tokens(device: Device, args: argparse.Namespace) -> Iterator[Token]:
+    return device.generate(
+        _prompt(args),
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=args.seed,
+        journal=args.journal,
+    )
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.prompt_file == "-":
+        return sys.stdin.read()
+    try:
+        return Path(args.prompt_file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-file {args.prompt_file}: {error}") from error
+
+
+def _stream(tokens: Iterator[Token], *, as_json: bool) -> int:
+    """Print tokens as they come; return how many."""
+    count = 0
+    for count, token in enumerate(tokens, start=1):  # noqa: B007 - the count is what remains
+        if as_json:
+            fields = {"id": token.id, "text": token.text, "position": token.position}
+            print(json.dumps(fields | {"verified": token.verified}), flush=True)
+        else:
+            print(token.text, end="", flush=True)
+    return count
+
+
+def _summary(device: Device, tokens: int, seconds: float) -> dict[str, object]:
+    stats, traffic = device.stats, device.transport.traffic
+    return {
+        "id": device.id,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 2) if seconds else 0.0,
+        "rounds": stats.rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "acceptance": round(stats.accepted / stats.drafted, 4) if stats.drafted else None,
+        "drafted_ahead_saved": stats.saved,
+        "drafted_ahead_wasted": stats.wasted,
+        "unverified": stats.unverified,
+        "retries": stats.retries,
+        "reopened": stats.reopened,
+        "draft_s": round(stats.draft_s, 4),
+        "wait_s": round(stats.wait_s, 4),
+        "server_queue_s": round(stats.server_queue_s, 4),
+        "server_compute_s": round(stats.server_compute_s, 4),
+        "uplink_bytes": traffic.sent_bytes,
+        "uplink_payload_bytes": traffic.sent_payload_bytes,
+        "downlink_bytes": traffic.received_bytes,
+        "downlink_payload_bytes": traffic.received_payload_bytes,
+    }
+
+
+def _sentence(summary: dict[str, object]) -> str:
+    acceptance = summary["acceptance"]
+    accepted = "nothing drafted" if acceptance is None else f"{acceptance:.0%} of drafts accepted"
+    unverified = f", {summary['unverified']} unverified" if summary["unverified"] else ""
+    return (
+        f"[{summary['tokens']} tokens{unverified} in {summary['seconds']} s = "
+        f"{summary['tokens_per_s']} tokens/s; {summary['rounds']} rounds, {accepted}; "
+        f"{summary['uplink_bytes']} bytes up, {summary['downlink_bytes']} down]"
+    )

@@ -1,0 +1,396 @@
+"""The device's round: draft → send → await verdict → commit or roll back.
+
+    open ──► ask: send a draft (or a credit, where the server decodes alone)
+              ▲        │
+              │        ▼
+              └── answer: draft on while waiting; commit what the verdict states
+
+Whatever is lost, doubled, late or restarted on the way is asked for again by position; what was
+drafted on is kept as long as it agrees with what gets committed. Knows nothing of text, of MQTT and
+of meters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import NamedTuple
+
+from sdk.draft.drafter import Drafter
+from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
+from sdk.model.sampling import Sampler
+from sdk.protocol import (
+    Close,
+    Draft,
+    End,
+    Open,
+    Opened,
+    Reject,
+    RejectCode,
+    Verdict,
+    bits_per_id,
+    decode_control,
+    decode_verdict,
+    down,
+    encode_control,
+    encode_draft,
+    up,
+)
+from sdk.round_trip import RoundTrip
+from sdk.sequence import Reception, Sequence
+from sdk.transport.interface import Transport
+
+__all__ = ["Delivery", "Offline", "Phase", "Session", "SessionOptions", "SessionStats"]
+
+_FIRST_LENGTH = 4  # drafted while the prompt is prefilled, before any grant
+_CREDIT_TOKENS = 16
+_MAX_TIMEOUT_S = 4.0
+_LINK_CHECK_S = 0.25  # how often a wait looks whether the link came back
+
+
+class Offline(Enum):
+    """What to do when the server does not answer."""
+
+    WAIT = "wait"  # and resume
+    LOCAL = "local"  # go on with the small model alone, marking those tokens unverified
+    FAIL = "fail"
+
+
+class Phase(Enum):
+    """What the device is doing; meters divide energy by it."""
+
+    PREFILL = "prefill"
+    DRAFT = "draft"
+    WAIT = "wait"
+    IDLE = "idle"
+
+
+class Delivery(NamedTuple):
+    """Tokens that are now part of the output, and whether the target verified them."""
+
+    token_ids: tuple[int, ...]
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """How a device behaves in a session.
+
+    Attributes:
+        offline: what to do when the server does not answer.
+        lost_after_s: without any answer for so long, the link counts as lost.
+        give_up_s: with Offline.WAIT, how long to wait for it to come back.
+        optimistic: whether to draft on while a verdict is awaited.
+    """
+
+    offline: Offline = Offline.WAIT
+    lost_after_s: float = 15.0
+    give_up_s: float = 3600.0
+    optimistic: bool = True
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """What a session did; `saved` and `wasted` count tokens that were drafted ahead."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    unverified: int = 0
+    saved: int = 0
+    wasted: int = 0
+    retries: int = 0
+    reopened: int = 0
+    stale: int = 0
+    malformed: int = 0
+    draft_s: float = 0.0
+    wait_s: float = 0.0
+    server_queue_s: float = 0.0
+    server_compute_s: float = 0.0
+
+
+class Session:
+    """Generate one sequence with the edge server."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        opening: Open,
+        drafter: Drafter,
+        transport: Transport,
+        options: SessionOptions,
+        clock: Callable[[], float] = time.monotonic,
+        on_phase: Callable[[Phase], None] = lambda _phase: None,
+        on_grant: Callable[[Verdict], None] = lambda _verdict: None,
+    ) -> None:
+        """Prepare; nothing is sent before `run`.
+
+        Args:
+            opening: the request; committed tokens in it are not delivered again.
+            on_phase: told whenever the device turns to something else.
+            on_grant: told of every verdict that advanced the sequence.
+        """
+        self.sequence = Sequence.start(opening.prompt, opening.committed)
+        self.stats = SessionStats()
+        self.round_trip = RoundTrip()
+        self._opening = opening
+        self._device = device
+        self._drafter = drafter
+        self._transport = transport
+        self._options = options
+        self._clock = clock
+        self._on_phase = on_phase
+        self._on_grant = on_grant
+        self._sampler = Sampler(
+            parameters=opening.sampling, vocabulary_size=opening.vocabulary_size
+        )
+        self._id_bits = bits_per_id(opening.vocabulary_size)
+        self._opened = False
+        self._round = 0
+        self._length = _FIRST_LENGTH
+        self._draft: tuple[int, ...] = ()
+        self._ahead: list[int] = []  # drafted behind the committed tokens, the draft included
+        self._ahead_s: list[float] = []  # what each of them took
+        self._credit_until = 0
+        self._capacity = min(
+            len(opening.prompt) + opening.max_tokens, drafter.context_length
+        )
+
+    def run(self) -> Iterator[Delivery]:
+        """Yield tokens as they are accepted, until the sequence ends.
+
+        Raises:
+            RejectedError: if the server refuses the session.
+            LinkLostError: if it does not answer, as the options allow.
+        """
+        try:
+            yield self._answer(send=True)  # the first token, which needs no draft
+            while not self.sequence.end:
+                yield self._answer(send=self._ask())
+        except LinkLostError:
+            if self._options.offline is not Offline.LOCAL:
+                raise
+            yield from self._decode_locally()
+        finally:
+            self._on_phase(Phase.IDLE)
+            self._publish_control(Close(session=self._opening.session))
+
+    # ask
+
+    def _ask(self) -> bool:
+        """Prepare the next draft or credit; return whether there is anything to send."""
+        if self._length == 0:
+            self._draft = ()
+            if self._credit_until - self.sequence.position > _CREDIT_TOKENS // 2:
+                return False  # enough is on its way
+            self._credit_until = self.sequence.position + _CREDIT_TOKENS
+        else:
+            self._credit_until = 0
+            self._draft_up_to(min(self._length, self._room - 1))
+        self._round += 1
+        self.stats.rounds += 1
+        return True
+
+    def _draft_up_to(self, length: int) -> None:
+        self._on_phase(Phase.DRAFT)
+        while len(self._ahead) < length:
+            self._draft_token()
+        self._draft = tuple(self._ahead[: max(length, 0)])
+        self.stats.drafted += len(self._draft)
+
+    def _draft_token(self) -> None:
+        started_s = self._clock()
+        sequence = self.sequence.tokens + self._ahead
+        self._ahead.append(self._drafter.draft_token(sequence, self._sampler))
+        took_s = self._clock() - started_s
+        self._ahead_s.append(took_s)
+        self.stats.draft_s += took_s
+
+    @property
+    def _room(self) -> int:
+        return self._capacity - self.sequence.position
+
+    # answer
+
+    def _answer(self, *, send: bool) -> Delivery:
+        """Send, wait, and send again until a verdict advances the sequence; commit it."""
+        asked_s = self._clock()
+        connection = self._transport.connection_count
+        attempt = 0
+        if send:
+            self._send(retry=False)
+        sent_s = asked_s
+        while True:
+            due_s = sent_s + min(self.round_trip.timeout_s(attempt=attempt), _MAX_TIMEOUT_S)
+            frame = self._receive(due_s)
+            now_s = self._clock()
+            again = False
+            if isinstance(frame, Verdict):
+                position = self.sequence.position
+                reception = self.sequence.receive(frame, round_=self._round, draft=self._draft)
+                if reception is Reception.ADVANCED:
+                    self.stats.wait_s += now_s - asked_s
+                    return self._commit(frame, position)
+                self.stats.stale += reception is not Reception.GAP
+                # While one repetition is on its way, every later verdict shows the same gap.
+                again = reception is Reception.GAP and (attempt == 0 or now_s >= due_s)
+            elif isinstance(frame, Reject):
+                again = self._recover(frame)
+            if self._transport.connection_count != connection:
+                connection = self._transport.connection_count
+                again = True
+            if again or now_s >= due_s:
+                self._check_lost(asked_s, now_s)
+                attempt += 1
+                self._send(retry=True)
+                sent_s = now_s
+
+    def _receive(self, due_s: float) -> Verdict | Opened | Reject | None:
+        """Return the next frame of this session, drafting on until it comes or is due."""
+        while self._may_draft_ahead() and self._clock() < due_s:
+            frame = self._read(timeout_s=0.0)
+            if frame is not None:
+                return frame
+            self._on_phase(Phase.DRAFT)
+            self._draft_token()
+        self._on_phase(Phase.WAIT)
+        return self._read(timeout_s=max(0.0, min(due_s - self._clock(), _LINK_CHECK_S)))
+
+    def _may_draft_ahead(self) -> bool:
+        if not self._options.optimistic or self._length == 0:
+            return False
+        enough = len(self._draft) + 1 + self._length  # the draft, the bonus token, the next draft
+        return len(self._ahead) < min(enough, self._room - 1)
+
+    def _read(self, *, timeout_s: float) -> Verdict | Opened | Reject | None:
+        message = self._transport.receive(timeout_s)
+        if message is None or message.retained:
+            return None
+        try:
+            frame = (
+                decode_verdict(message.payload)
+                if message.topic == down(self._device, "verdict")
+                else decode_control(message.payload)
+            )
+        except MalformedFrameError:
+            self.stats.malformed += 1
+            return None
+        if frame.session != self._opening.session or not isinstance(
+            frame, Verdict | Opened | Reject
+        ):
+            self.stats.stale += 1
+            return None
+        self._opened = self._opened or not isinstance(frame, Reject)
+        if isinstance(frame, Opened):
+            self._capacity = min(self._capacity, frame.context_length)
+        return frame
+
+    def _commit(self, verdict: Verdict, position: int) -> Delivery:
+        """Take over a verdict that advanced the sequence; keep what was rightly drafted ahead."""
+        new = tuple(self.sequence.tokens[position:])
+        accepted = _shared(self._draft, new)
+        agreed = _shared(self._ahead, new)
+        survives = agreed == len(new) < len(self._ahead) and not verdict.end
+        drafted_ahead = max(len(self._ahead) - len(self._draft), 0)
+        self._ahead = self._ahead[len(new) :] if survives else []
+        self._ahead_s = self._ahead_s[len(new) :] if survives else []
+        self.stats.saved += len(self._ahead)
+        self.stats.wasted += drafted_ahead - len(self._ahead)
+        self.stats.accepted += accepted
+        self.stats.emitted += len(new)
+        self.stats.server_queue_s += verdict.queue_us * 1e-6
+        self.stats.server_compute_s += verdict.compute_us * 1e-6
+        if verdict.echo_us:
+            self.round_trip.add(((self._now_us() - verdict.echo_us) & 0xFFFFFFFF) * 1e-6)
+        self._length = verdict.grant_length
+        self._draft = ()
+        self._on_grant(verdict)
+        return Delivery(new, verified=True)
+
+    def _recover(self, reject: Reject) -> bool:
+        """Return whether asking again makes sense; sessions the server lost are opened again."""
+        if reject.code in (RejectCode.UNKNOWN_SESSION, RejectCode.POSITION):
+            first = self._opened
+            self._opened = False
+            self.stats.reopened += first
+            return first
+        if reject.code in (RejectCode.MALFORMED, RejectCode.BUSY):
+            return False  # asked again when due
+        raise RejectedError(reject.code.value, reject.reason)
+
+    def _check_lost(self, asked_s: float, now_s: float) -> None:
+        waited_s = now_s - asked_s
+        wait = self._options.offline is Offline.WAIT
+        limit_s = self._options.give_up_s if wait else self._options.lost_after_s
+        if waited_s >= limit_s:
+            raise LinkLostError(
+                f"await verdict: no answer from the edge server for {waited_s:.0f} s; "
+                "check that 'multispin serve' runs and that the broker can be reached"
+            )
+
+    # send
+
+    def _send(self, *, retry: bool) -> None:
+        self.stats.retries += retry
+        if self._opened:
+            self._publish_draft(retry=retry)
+        else:
+            self._publish_control(self._opening_now())
+
+    def _publish_draft(self, *, retry: bool) -> None:
+        credit = 0
+        if self._length == 0:
+            credit = max(self._credit_until - self.sequence.position, 1)
+        frame = Draft(
+            session=self._opening.session,
+            round=self._round,
+            position=self.sequence.position,
+            sent_us=self._now_us(),
+            draft_s=min(sum(self._ahead_s[: len(self._draft)]), 6.5),
+            token_ids=self._draft,
+            id_bits=self._id_bits,
+            credit=credit,
+            retry=retry,
+        )
+        self._transport.publish(up(self._device, "draft"), encode_draft(frame))
+
+    def _publish_control(self, frame: Open | Close) -> None:
+        leaf = "open" if isinstance(frame, Open) else "close"
+        self._transport.publish(up(self._device, leaf), encode_control(frame), qos=1)
+
+    def _opening_now(self) -> Open:
+        """Return the request with everything that has been committed since."""
+        committed = tuple(self.sequence.generated)
+        return replace(self._opening, committed=committed)
+
+    def _now_us(self) -> int:
+        """Return the clock for the wire; never 0, which means that no draft is echoed."""
+        return int(self._clock() * 1e6) & 0xFFFFFFFF or 1
+
+    # offline
+
+    def _decode_locally(self) -> Iterator[Delivery]:
+        """Go on with the small model alone."""
+        self._on_phase(Phase.DRAFT)
+        self._ahead.clear()
+        while not self.sequence.end:
+            token = self._drafter.draft_token(self.sequence.tokens, self._sampler)
+            self.sequence.tokens.append(token)
+            self.stats.unverified += 1
+            if token in self._opening.stop_ids:
+                self.sequence.end = End.STOP_TOKEN
+            elif self._room <= 0:
+                self.sequence.end = End.MAX_TOKENS
+            yield Delivery((token,), verified=False)
+
+
+def _shared(left: tuple[int, ...] | list[int], right: tuple[int, ...]) -> int:
+    """Return how many leading ids two sequences share."""
+    length = 0
+    while length < min(len(left), len(right)) and left[length] == right[length]:
+        length += 1
+    return length
