@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from sdk.errors import ConfigError, ConnectError
 from sdk.journal import Journal
 from sdk.model.sampling import SamplingParameters
 from sdk.model.tokenizer import Tokenizer
-from sdk.protocol import Mode, Open, check_device_id, down, status
+from sdk.protocol import VERSION, Mode, Open, check_device_id, down, status
 from sdk.session import Phase, Session, SessionOptions, SessionStats
 from sdk.transport.interface import Transport
 from sdk.transport.mqtt import MqttTransport, Will
@@ -198,13 +200,13 @@ class Device:
             raise ConfigError(f"generate: {error}") from error
 
     def _connect(self) -> MqttTransport:
-        boot = secrets.randbits(32)  # tells this start from every other
+        boot = time.time_ns() // 1_000_000  # grows with every start
         transport = MqttTransport(
             broker=self._broker,
             client_id=self.id,
             subscriptions=[(down(self.id, "verdict"), 0), (down(self.id, "control"), 1)],
-            will=Will(topic=status(self.id), payload=_state("lost", boot)),
-            birth=(status(self.id), _state("ready", boot)),
+            will=Will(topic=status(self.id), payload=_state("offline", boot)),
+            birth=(status(self.id), _state("online", boot)),
         )
         if not transport.wait_connected(_CONNECT_TIMEOUT_S):
             transport.close()
@@ -216,7 +218,7 @@ class Device:
 
 
 def _state(state: str, boot: int) -> bytes:
-    return f'{{"state":"{state}","boot":{boot}}}'.encode()
+    return json.dumps({"v": VERSION, "state": state, "boot": boot}).encode()
 
 
 def _is_finished(opening: Open) -> bool:

@@ -69,14 +69,15 @@ def _whole_lines(path: Path) -> list[bytes]:
 def _resume(path: Path, lines: list[bytes], opening: Open) -> Open:
     try:
         written = decode_control(lines[0])
+        if not isinstance(written, Open):
+            raise TypeError("the first line is no request")
         committed = tuple(int(token) for line in lines[1:] for token in json.loads(line))
+        resumed = replace(opening, session=written.session, committed=committed)
     except (MalformedFrameError, ValueError, TypeError) as error:
         raise ConfigError(f"journal {path}: not a session journal; name another file") from error
-    if not isinstance(written, Open) or replace(written, session=0, boot=0) != replace(
-        opening, session=0, boot=0
-    ):
+    if replace(opening, session=0, boot=0) != replace(written, session=0, boot=0):
         raise ConfigError(
             f"journal {path} belongs to another request (prompt, sampling or model differ); "
             "name another file, or delete it to begin anew"
         )
-    return replace(opening, session=written.session, committed=committed)
+    return resumed
