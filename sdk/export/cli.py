@@ -68,7 +68,7 @@ def export(args: argparse.Namespace) -> Manifest:
 
 @contextmanager
 def step_display() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows the current step on standard error, with a spinner on a terminal."""
+    """Yield what shows the current step on standard error, with a spinner on a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

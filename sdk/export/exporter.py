@@ -60,14 +60,14 @@ def export_model(
     *,
     weights: str = "fp32",
     context_length: int | None = None,
-    progress: Progress = lambda step: None,
+    progress: Progress = lambda _: None,
 ) -> Manifest:
     """Export a Hugging Face decoder to a folder that `sdk.model.decoder` runs.
 
-    `source` is a folder or a Hub name; `weights` one of `sdk.export.WEIGHTS`; `context_length` at most
-    what the model was made for, and 8,192 at most when None; `progress` is called with each step's name.
-    When `out` is the source's own folder, only the graph and the manifest are added. Raises
-    ExportError, and then leaves nothing behind, when the model cannot be exported faithfully.
+    `source` is a folder or a Hub name; `weights` one of `sdk.export.WEIGHTS`; `context_length` at
+    most what the model was made for, and 8,192 at most when None; `progress` is called with each
+    step's name. When `out` is the source's own folder, only the graph and the manifest are added.
+    Raises ExportError when the model cannot be exported faithfully; nothing is then left behind.
     """
     if weights not in WEIGHTS:
         raise ExportError(f"exporting: weights {weights!r} is not one of {', '.join(WEIGHTS)}")
@@ -119,7 +119,7 @@ def local_folder(source: str | Path) -> Path:
 def supported_config(folder: Path) -> PretrainedConfig:
     """Return the model's configuration; raise ExportError when Optimum or we cannot export it."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ExportError(
             f"exporting {folder}: no usable config.json ({first_line(error)})"
@@ -153,10 +153,10 @@ def checked_context(config: PretrainedConfig, wanted: int | None) -> int:
 
 def load_source(folder: Path) -> PreTrainedModel:
     """Return the source model in single precision."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         )
     except (
@@ -165,10 +165,10 @@ def load_source(folder: Path) -> PreTrainedModel:
         raise ExportError(f"loading {folder}: {first_line(error)}") from error
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise ExportError(
-            f"exporting {folder}: {type(model).__name__} cannot score single rows (logits_to_keep); "
-            "choose one of the Llama, Qwen, Mistral or Gemma families"
+            f"exporting {folder}: {type(model).__name__} cannot score single rows "
+            "(logits_to_keep); choose one of the Llama, Qwen, Mistral or Gemma families"
         )
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
 
 
 def trace(model: PreTrainedModel, path: Path, context_length: int) -> None:
@@ -196,7 +196,7 @@ def trace(model: PreTrainedModel, path: Path, context_length: int) -> None:
 def custom_operators() -> Iterator[None]:
     """Let Optimum's call of torch's exporter keep our operators as single nodes."""
     original = torch.onnx.export
-    torch.onnx.export = functools.partial(  # type: ignore[assignment]
+    torch.onnx.export = functools.partial(
         original, autograd_inlining=False, custom_opsets={"com.microsoft": 1}
     )
     try:
@@ -242,9 +242,9 @@ def checked(folder: Path, model: PreTrainedModel, weights: str) -> Parity:
     difference, agreement = parity.max_logit_difference, parity.greedy_agreement
     if not (difference <= MAX_DIFFERENCE[weights] and agreement >= MIN_AGREEMENT[weights]):
         raise ExportError(
-            f"checking: the {weights} graph differs from {type(model).__name__} by {difference:.2g} of "
-            f"its largest logit (limit {MAX_DIFFERENCE[weights]:.2g}) and agrees on {agreement:.1%} of "
-            f"{parity.tokens} tokens; this architecture cannot be exported"
+            f"checking: the {weights} graph differs from {type(model).__name__} by "
+            f"{difference:.2g} of its largest logit (limit {MAX_DIFFERENCE[weights]:.2g}) and agrees on "
+            f"{agreement:.1%} of {parity.tokens} tokens; this architecture cannot be exported"
         )
     return parity
 

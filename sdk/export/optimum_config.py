@@ -37,7 +37,7 @@ def head_dim(config: PretrainedConfig) -> int:
 
 
 class FusedPatcher(ModelPatcher):  # type: ignore[misc]
-    """Optimum's patcher, with the model's forward replaced by the graph contract of `sdk.model.decoder`."""
+    """Optimum's patcher; the model's forward becomes the graph contract of `sdk.model.decoder`."""
 
     def __init__(self, config: Any, model: Any, model_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(config, model, model_kwargs=model_kwargs)
@@ -114,7 +114,7 @@ class DecoderOnnxConfig(TextDecoderOnnxConfig):  # type: ignore[misc]
             for part in ("key", "value")
         }
 
-    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+    def generate_dummy_inputs(self, **_: Any) -> dict[str, Any]:
         cache = (1, kv_heads(self.source), DUMMY_CAPACITY, head_dim(self.source))
         return {
             "input_ids": torch.arange(DUMMY_ROWS)[None],

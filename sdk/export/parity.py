@@ -28,7 +28,7 @@ class Parity:
     """What the comparison found over `tokens` rows of logits.
 
     Attributes:
-        max_logit_difference: largest |Δ logit|, divided by the largest |logit| where that exceeds 1.
+        max_logit_difference: largest |Δ logit|, divided by the largest |logit| if that exceeds 1.
         greedy_agreement: share of rows whose most likely token is the source's.
     """
 

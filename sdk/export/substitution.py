@@ -24,6 +24,7 @@ __all__ = ["FusedAttention", "substituted"]
 
 ATTENTION_NAME = "multispin_group_query"
 ROTARY_FUNCTION = "apply_rotary_pos_emb"
+DUMMY_ROW = 1  # a batch-invariant decoder may run one row past the context
 
 
 class PassThroughCache(Cache):
@@ -33,11 +34,11 @@ class PassThroughCache(Cache):
         super().__init__(layers=[])
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
-    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+    def get_seq_length(self, *_: Any) -> int:
         return 0
 
 
@@ -58,7 +59,7 @@ class FusedAttention:
         query: Tensor,  # [1, heads, rows, head_dim], as transformers hands it over
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        _mask: Tensor | None,
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
@@ -69,7 +70,7 @@ class FusedAttention:
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         cos, sin = getattr(query, "rotary", (None, None))
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        output, present_key, present_value = GroupQueryAttention.apply(
+        output, present_key, present_value = GroupQueryAttention.apply(  # type: ignore[no-untyped-call]
             merge_heads(query, heads * head_dim),
             merge_heads(key, kv_heads * head_dim),
             merge_heads(value, kv_heads * head_dim),
@@ -97,7 +98,7 @@ def merge_heads(x: Tensor, width: int) -> Tensor:
 def substituted(
     model: PreTrainedModel, context_length: int
 ) -> Iterator[Callable[[FusedAttention], None]]:
-    """Replace attention, RMSNorm and rotary embedding; yield a function that sets the attention to use."""
+    """Replace attention, RMSNorm and rotary embedding; yield what sets the attention to use."""
     with ExitStack() as stack:
         stack.enter_context(fused_norms(model))
         stack.enter_context(fused_rotary(model, context_length))
@@ -131,7 +132,7 @@ def fused_norms(model: nn.Module) -> Iterator[None]:
                 and (weight := effective_weight(module)) is not None
             ):
                 module.register_buffer("fused_weight", weight, persistent=False)
-                module.forward = rms_forward(module)  # type: ignore[method-assign]
+                module.forward = rms_forward(module)
                 replaced.append(module)
         yield
     finally:
@@ -142,7 +143,7 @@ def fused_norms(model: nn.Module) -> Iterator[None]:
 
 def rms_forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
     epsilon = float(norm_epsilon(module))
-    return lambda x: RmsNorm.apply(x, module.fused_weight, epsilon)  # type: ignore[no-any-return]
+    return lambda x: RmsNorm.apply(x, module.fused_weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def norm_epsilon(module: nn.Module) -> Any:
@@ -169,10 +170,10 @@ def fused_rotary(model: PreTrainedModel, context_length: int) -> Iterator[None]:
     modules = [m for m in model.modules() if "RotaryEmbedding" in type(m).__name__]
     for module in modules:
         check_rotary(module)
-        cos, sin = rotary_tables(module, context_length)
+        cos, sin = rotary_tables(module, context_length + DUMMY_ROW)
         module.register_buffer("cos_table", cos, persistent=False)
         module.register_buffer("sin_table", sin, persistent=False)
-        module.forward = table_forward(module)  # type: ignore[method-assign]
+        module.forward = table_forward(module)
     patched = [
         (python_module, getattr(python_module, ROTARY_FUNCTION))
         for python_module in {sys.modules[type(m).__module__] for m in model.modules()}
@@ -199,15 +200,15 @@ def check_rotary(module: nn.Module) -> None:
         )
 
 
-def rotary_tables(module: nn.Module, context_length: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each [context_length, rotary_dim / 2], from the model's own embedding."""
-    cos, sin = module(torch.zeros(1, dtype=torch.float32), torch.arange(context_length)[None])
+def rotary_tables(module: nn.Module, rows: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each [rows, rotary_dim / 2], from the model's own embedding."""
+    cos, sin = module(torch.zeros(1, dtype=torch.float32), torch.arange(rows)[None])
     half = cos.shape[-1] // 2
     return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
 def table_forward(module: nn.Module) -> Callable[..., tuple[Any, Any]]:
-    return lambda *args, **kwargs: (module.cos_table, module.sin_table)
+    return lambda *_, **__: (module.cos_table, module.sin_table)
 
 
 def mark_rotary(

@@ -3,10 +3,15 @@
 Keys and values of one sequence live in one buffer that the graph reads and writes in place, so that
 forgetting tokens is the lowering of an integer. Knows nothing about drafting, sampling or sessions.
 
-The graph's contract (made by `sdk.export`): inputs `input_ids` int64 [1, rows], `seqlens_k` int32 [1]
-(total length − 1), `total_sequence_length` int32 scalar, `rows_to_score` int64 [scored] (which of the
-rows get logits) and `past_key_values.{layer}.{key,value}` [1, kv_heads, capacity, head_dim]; outputs
-`logits` float32 [1, scored, vocabulary] and `present.{layer}.{key,value}`, bound to the past's memory.
+The graph's contract (made by `sdk.export`): inputs `input_ids` int64 [1, rows], `seqlens_k` int32
+[1] (total length − 1), `total_sequence_length` int32 scalar, `rows_to_score` int64 [scored] (which
+of the rows get logits) and `past_key_values.{layer}.{key,value}` [1, kv_heads, capacity, head_dim];
+outputs `logits` float32 [1, scored, vocabulary] and `present.{layer}.{key,value}`, bound to the
+past's memory.
+
+Rows of a call are computed by the same instructions, to the bit, for any number of rows from two on
+and any number of threads; only a lone row takes another path through ONNX Runtime's attention
+(measured with 1.32 on x86-64, see tests/model/test_decoder_invariance.py).
 """
 
 from __future__ import annotations
@@ -57,20 +62,33 @@ class KvCache:
 class Decoder:
     """An exported model, ready to run. One thread at a time; any number of caches."""
 
-    def __init__(self, *, session: Any, manifest: Manifest, provider: str) -> None:
+    def __init__(
+        self, *, session: Any, manifest: Manifest, provider: str, batch_invariant: bool
+    ) -> None:
         self.manifest = manifest
         self.provider = provider
+        self.batch_invariant = batch_invariant
         self._session = session
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int | None = None, provider: str = "cpu") -> Decoder:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        provider: str = "cpu",
+        batch_invariant: bool = False,
+    ) -> Decoder:
         """Load `model.onnx` and `manifest.json` of a folder.
 
         `threads` are ONNX Runtime's, `default_threads()` when None; `provider` is one of PROVIDERS.
-        Raises ModelLoadError when a file is missing or damaged or the provider is not installed.
+        `batch_invariant` runs a lone row together with a dummy row that is forgotten again, so that
+        a token's logits do not depend on how many tokens share its call: what a verifier needs to
+        be lossless to the bit. Raises ModelLoadError when a file is missing or damaged or the
+        provider is not installed.
         """
         manifest = Manifest.load(folder)
         check_provider(provider)
@@ -86,7 +104,9 @@ class Decoder:
                 f"loading model: {folder / GRAPH_NAME} cannot be run ({reason}); "
                 "export the model again or update onnxruntime"
             ) from error
-        return cls(session=session, manifest=manifest, provider=provider)
+        return cls(
+            session=session, manifest=manifest, provider=provider, batch_invariant=batch_invariant
+        )
 
     @property
     def vocabulary_size(self) -> int:
@@ -102,17 +122,19 @@ class Decoder:
         """Return the memory of a cache for `capacity` tokens."""
         shape = self.manifest
         per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim
-        return capacity * per_token * np.dtype(shape.kv_type).itemsize
+        rows = capacity + int(self.batch_invariant)
+        return rows * per_token * np.dtype(shape.kv_type).itemsize
 
     def new_cache(self, *, capacity: int | None = None) -> KvCache:
         """Return an empty cache for `capacity` tokens (all of the context when None).
 
-        Raises ValueError outside 1 … context_length. On the CPU the memory is only taken as it fills.
+        Raises ValueError outside 1 … context_length. On the CPU memory is only taken as it fills.
         """
         capacity = self.context_length if capacity is None else capacity
         if not 1 <= capacity <= self.context_length:
             raise ValueError(f"capacity {capacity} is not in 1 … {self.context_length}")
-        shape = (1, self.manifest.kv_heads, capacity, self.manifest.head_dim)
+        rows = capacity + int(self.batch_invariant)  # room for the dummy row
+        shape = (1, self.manifest.kv_heads, rows, self.manifest.head_dim)
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("seqlens_k", ortvalue(self._seqlens))
         binding.bind_ortvalue_input("total_sequence_length", ortvalue(self._total))
@@ -133,7 +155,7 @@ class Decoder:
         """Feed the tokens that follow `cache.length` and return logits of the last `score` of them.
 
         Returns [score, vocabulary], all rows when `score` is None; the array is the caller's.
-        Raises ValueError for no tokens, ids outside the vocabulary, a full cache or a wrong `score`.
+        Raises ValueError for no tokens, ids outside the vocabulary, a full cache, a wrong `score`.
         """
         ids = np.ascontiguousarray(token_ids, np.int64)
         scored = len(ids) if score is None else score
@@ -146,18 +168,19 @@ class Decoder:
         return self._call(cache, ids[start:], scored)
 
     def _call(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> NDArray[np.float32]:
-        logits = np.empty((1, scored, self.vocabulary_size), np.float32)
+        rows = len(ids)
+        if rows == 1 and self.batch_invariant:
+            ids = np.repeat(ids, 2)
+        logits = np.empty((scored, self.vocabulary_size), np.float32)
         self._seqlens[0] = cache.length + len(ids) - 1
         self._total[()] = cache.length + len(ids)
         binding = cache._binding
         binding.bind_ortvalue_input("input_ids", ortvalue(ids[None]))
-        binding.bind_ortvalue_input(
-            "rows_to_score", ortvalue(np.arange(len(ids) - scored, len(ids)))
-        )
-        binding.bind_ortvalue_output("logits", ortvalue(logits))
+        binding.bind_ortvalue_input("rows_to_score", ortvalue(np.arange(rows - scored, rows)))
+        binding.bind_ortvalue_output("logits", ortvalue(logits[None]))
         self._session.run_with_iobinding(binding)
-        cache.length += len(ids)
-        return logits[0]
+        cache.length += rows
+        return logits
 
     def _check(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> None:
         if ids.ndim != 1 or not len(ids):
@@ -166,7 +189,7 @@ class Decoder:
             raise ValueError(f"token ids must be in 0 … {self.vocabulary_size - 1}")
         if cache.length + len(ids) > cache.capacity:
             raise ValueError(
-                f"{len(ids)} tokens do not fit a cache of {cache.capacity} that holds {cache.length}"
+                f"{len(ids)} tokens do not fit: the cache holds {cache.length} of {cache.capacity}"
             )
         if not 1 <= scored <= len(ids):
             raise ValueError(f"score must be in 1 … {len(ids)}, not {scored}")
@@ -178,7 +201,7 @@ def ortvalue(array: NDArray[Any], device: str = "cpu") -> Any:
 
 
 def default_threads() -> int:
-    """Return the threads to compute with: all cores, less one from four on, for radio and sampling."""
+    """Return the threads to compute with: all cores, less one from four on, for everything else."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -208,6 +231,6 @@ def check_provider(provider: str) -> None:
         )
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise ModelLoadError(
-            f"loading model: this onnxruntime {onnxruntime.__version__} has no provider {provider!r}; "
-            "install onnxruntime-gpu (on a Jetson, NVIDIA's build) or choose provider 'cpu'"
+            f"loading model: onnxruntime {onnxruntime.__version__} here has no provider "
+            f"{provider!r}; install onnxruntime-gpu (on a Jetson, NVIDIA's build) or choose 'cpu'"
         )

@@ -109,7 +109,7 @@ class Manifest:
         }
 
     def verify(self, folder: Path) -> None:
-        """Compare every listed file's size and hash; raise ModelLoadError at the first difference."""
+        """Compare every listed file's size and hash; raise ModelLoadError where they differ."""
         for name, expected in sorted(self.files.items()):
             try:
                 found = file_record(folder / name)
