@@ -1,0 +1,1 @@
+"""The model pair that ships with Multi-SPIN, and the recipe that makes it."""
