@@ -1,0 +1,340 @@
+"""Coupled noise: known answers, an independent re-implementation, statistics at fixed seeds."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from scipy import stats
+
+from sdk.model.noise import (
+    MAX_POSITION,
+    MAX_SEED,
+    CoupledNoise,
+    Stream,
+    gumbel,
+    philox4x32,
+    uniform,
+)
+
+SEEDS = st.integers(0, MAX_SEED)
+POSITIONS = st.integers(0, MAX_POSITION)
+STREAMS = st.sampled_from(Stream)
+MIN_P_VALUE = 1e-3  # every statistic below has a fixed seed, so it holds or it does not
+
+
+# Known answers
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "block"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000",
+         "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+         "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+    ids=["zeros", "ones", "pi"],
+)  # fmt: skip
+def test_philox_gives_the_known_answers_of_random123(counter: str, key: str, block: str) -> None:
+    """W-NOISE-1: kat_vectors of the Random123 distribution, philox4x32 10."""
+    words = [[int(word, 16) for word in text.split()] for text in (counter, key, block)]
+    assert list(philox4x32(words[0], words[1])) == words[2]
+
+
+@pytest.mark.parametrize(
+    ("seed", "position", "stream", "token", "bits"),
+    [
+        (0, 0, Stream.COUPLED, 0, 0x89579C71),
+        (0, 0, Stream.COUPLED, 1, 0x6570C85E),
+        (42, 7, Stream.COUPLED, 2, 0x39D52451),
+        (42, 7, Stream.COUPLED, 69_999, 0x7D0F1C06),
+        (MAX_SEED, MAX_POSITION, Stream.DRAFT, 0, 0xCB4945D9),
+        (MAX_SEED, MAX_POSITION, Stream.DRAFT, 69_999, 0x6B1712A6),
+    ],
+)
+def test_golden_bits(seed: int, position: int, stream: Stream, token: int, bits: int) -> None:
+    """W-NOISE-1, W-NOISE-2, W-NOISE-3."""
+    noise = CoupledNoise(vocabulary_size=70_000, seed=seed, stream=stream)
+    assert noise.bits(position)[token] == bits
+
+
+# The definition once more, in Python's own integers and floats
+
+
+def mix_of_definition(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+def ln_of_definition(x: float) -> float:
+    m, e = math.frexp(x)
+    if m < 0.7071067811865476:
+        m, e = 2 * m, e - 1
+    f = m - 1
+    s = f / (f + 2)
+    z = s * s
+    r = 1 / 23
+    for n in range(10, -1, -1):
+        r = r * z + 1 / (2 * n + 1)
+    return e * 0.6931471805599453 + (2 * s) * r
+
+
+def gumbel_of_definition(bits: int) -> float:
+    return -ln_of_definition(-ln_of_definition((bits + 0.5) / 2**32))
+
+
+@given(seed=SEEDS, position=POSITIONS, stream=STREAMS, token=st.integers(0, 999))
+def test_bits_are_as_defined(seed: int, position: int, stream: Stream, token: int) -> None:
+    """W-NOISE-1, W-NOISE-2, W-NOISE-3."""
+    w0, w1, _, _ = philox4x32((position, stream, 0, 0), (seed % 2**32, seed >> 32))
+    bits = CoupledNoise(vocabulary_size=1000, seed=seed, stream=stream).bits(position)
+    assert bits[token] == mix_of_definition(mix_of_definition(token ^ w0) ^ w1)
+    expected = (w0 * 2**20 + (w1 >> 12) + 0.5) / 2**52
+    assert uniform(seed, position, stream) == expected
+
+
+EDGE_BITS = [0, 1, 2, 2**20 - 1, 2**20, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
+
+
+@given(bits=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from(EDGE_BITS), min_size=1))
+def test_variates_are_as_defined_to_the_bit(bits: list[int]) -> None:
+    """W-NOISE-4, W-NOISE-5."""
+    variates = gumbel(np.array(bits, np.uint32))
+    assert variates.tolist() == [gumbel_of_definition(word) for word in bits]
+
+
+@given(bits=st.integers(0, 2**32 - 1) | st.sampled_from(EDGE_BITS))
+def test_variates_are_gumbel_and_monotone(bits: int) -> None:
+    """W-NOISE-4: −ln(−ln u), to within 4e-15."""
+    here, above = gumbel(np.array([bits, min(bits + 1, 2**32 - 1)], np.uint32)).tolist()
+    assert -3.14 < here <= above < 22.88
+    u = (bits + 0.5) / 2**32
+    exact = -math.log(-math.log(u) if u < 0.5 else -math.log1p(u - 1))
+    assert here == pytest.approx(exact, rel=1e-15, abs=4e-15)
+
+
+def test_uniform_never_reaches_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W-NOISE-6: for the extreme words too."""
+    for word in (0, 2**32 - 1):
+        monkeypatch.setattr("sdk.model.noise.philox4x32", lambda *_, word=word: (word,) * 4)
+        assert 0.0 < uniform(0, 0, Stream.ACCEPT) < 1.0
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    """W-NOISE-1."""
+    with pytest.raises(ValueError, match="seed"):
+        CoupledNoise(vocabulary_size=4, seed=seed)
+
+
+@pytest.mark.parametrize("position", [-1, MAX_POSITION + 1])
+def test_a_position_out_of_range_is_refused(position: int) -> None:
+    """W-NOISE-1."""
+    with pytest.raises(ValueError, match="position"):
+        CoupledNoise(vocabulary_size=4, seed=0).bits(position)
+
+
+def test_an_empty_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="vocabulary"):
+        CoupledNoise(vocabulary_size=0, seed=0)
+
+
+# The pruned argmax
+
+
+def full_argmax(noise: CoupledNoise, logits: NDArray[np.float32], position: int) -> int:
+    return int((logits.astype(np.float64) + gumbel(noise.bits(position))).argmax())
+
+
+LOGITS = hnp.arrays(
+    np.float32,
+    st.integers(1, 300),
+    elements=st.floats(-30, 30, width=32) | st.just(-math.inf) | st.sampled_from([0.0, 1.0]),
+)
+
+
+@given(logits=LOGITS, exponent=st.integers(-36, 36), seed=SEEDS, position=POSITIONS)
+def test_the_pruned_argmax_is_the_argmax(
+    logits: NDArray[np.float32], exponent: int, seed: int, position: int
+) -> None:
+    """W-SAMPLE-4: −inf entries, all −inf, huge and tiny scales, one token."""
+    noise = CoupledNoise(vocabulary_size=logits.size, seed=seed)
+    scaled = logits * np.float32(10.0**exponent)
+    assert noise.argmax(scaled, position) == full_argmax(noise, scaled, position)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.3, 1.0, 3.0, 30.0, 1e6])
+def test_the_pruned_argmax_is_the_argmax_over_a_large_vocabulary(scale: float) -> None:
+    """W-SAMPLE-4."""
+    rng = np.random.default_rng(1)
+    noise = CoupledNoise(vocabulary_size=150_000, seed=2)
+    for position in range(20):
+        logits = rng.normal(0, scale, 150_000).astype(np.float32)
+        assert noise.argmax(logits, position) == full_argmax(noise, logits, position)
+
+
+def test_scores_that_rounding_makes_equal_go_to_the_lowest_id() -> None:
+    """W-SAMPLE-4: beside 1e30 the noise vanishes."""
+    noise = CoupledNoise(vocabulary_size=9, seed=3)
+    logits = np.array([-1e30, 0, 1e30, 1e30, 0, 1e30, -math.inf, 0, 0], np.float32)
+    assert {noise.argmax(logits, position) for position in range(50)} == {2}
+
+
+# Statistics
+
+SIZE = 16_384
+
+
+def along_tokens() -> NDArray[np.uint32]:
+    """Return neighbouring token ids at one position: [SIZE, 2]."""
+    bits = CoupledNoise(vocabulary_size=SIZE + 1, seed=11).bits(5).copy()
+    return np.stack([bits[:-1], bits[1:]], axis=1)
+
+
+def along_positions() -> NDArray[np.uint32]:
+    """Return one token at neighbouring positions: [SIZE, 2]."""
+    noise = CoupledNoise(vocabulary_size=8, seed=12)
+    bits = np.array([noise.bits(position)[7] for position in range(SIZE + 1)])
+    return np.stack([bits[:-1], bits[1:]], axis=1)
+
+
+def across_tokens() -> NDArray[np.uint32]:
+    """Return two neighbouring tokens at each of many positions: [SIZE, 2]."""
+    noise = CoupledNoise(vocabulary_size=4, seed=13)
+    return np.array([noise.bits(position)[2:4].copy() for position in range(SIZE)])
+
+
+def across_seeds() -> NDArray[np.uint32]:
+    """Return one token under neighbouring seeds: [SIZE, 2]."""
+    bits = np.array(
+        [CoupledNoise(vocabulary_size=2, seed=seed).bits(9)[1] for seed in range(SIZE + 1)]
+    )
+    return np.stack([bits[:-1], bits[1:]], axis=1)
+
+
+def across_streams() -> NDArray[np.uint32]:
+    """Return one token in two streams: [SIZE, 2]."""
+    noises = [CoupledNoise(vocabulary_size=2, seed=14, stream=stream) for stream in (0, 2)]
+    return np.array([[noise.bits(position)[1] for noise in noises] for position in range(SIZE)])
+
+
+PAIRS = [along_tokens, along_positions, across_tokens, across_seeds, across_streams]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=[pairs.__name__ for pairs in PAIRS])
+def pairs(request: pytest.FixtureRequest) -> NDArray[np.uint32]:
+    drawn: NDArray[np.uint32] = request.param()
+    return drawn
+
+
+@pytest.mark.parametrize("shift", [24, 12, 0], ids=["high", "middle", "low"])
+def test_bits_are_uniform(pairs: NDArray[np.uint32], shift: int) -> None:
+    """W-NOISE-3: every byte of the words, on every axis."""
+    counts = np.bincount(pairs[:, 0] >> np.uint32(shift) & np.uint32(255), minlength=256)
+    assert stats.chisquare(counts).pvalue > MIN_P_VALUE
+
+
+@pytest.mark.parametrize("shift", [28, 0], ids=["high", "low"])
+def test_neighbours_are_jointly_uniform(pairs: NDArray[np.uint32], shift: int) -> None:
+    """W-NOISE-3: 16 × 16 cells."""
+    cells = (pairs >> np.uint32(shift) & np.uint32(15)).astype(np.int64)
+    counts = np.bincount(cells[:, 0] * 16 + cells[:, 1], minlength=256)
+    assert stats.chisquare(counts).pvalue > MIN_P_VALUE
+
+
+def test_neighbours_are_uncorrelated(pairs: NDArray[np.uint32]) -> None:
+    """W-NOISE-3, W-NOISE-4: bits, variates, and each single bit with its neighbour's."""
+    assert stats.pearsonr(*pairs.astype(np.float64).T).pvalue > MIN_P_VALUE
+    assert stats.pearsonr(*gumbel(pairs).T).pvalue > MIN_P_VALUE
+    agreeing = [int((~(pairs[:, 0] ^ pairs[:, 1]) >> np.uint32(b) & 1).sum()) for b in range(32)]
+    z = (np.array(agreeing) - SIZE / 2) / math.sqrt(SIZE / 4)
+    assert np.abs(z).max() < 4.2  # 32 × P(|z| > 4.2) = 8.5e-4
+
+
+def test_uniform_numbers_are_uniform() -> None:
+    """W-NOISE-6."""
+    numbers = [uniform(15, position, Stream.ACCEPT) for position in range(SIZE)]
+    assert stats.kstest(numbers, "uniform").pvalue > MIN_P_VALUE
+    assert stats.pearsonr(numbers[:-1], numbers[1:]).pvalue > MIN_P_VALUE
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return weights / weights.sum()
+
+
+def draws(logits: NDArray[np.float32], *, seed: int, count: int = 20_000) -> NDArray[np.int64]:
+    return draws_of(tuple(logits.tolist()), seed, count)
+
+
+@cache
+def draws_of(logits: tuple[float, ...], seed: int, count: int) -> NDArray[np.int64]:
+    row = np.array(logits, np.float32)
+    noise = CoupledNoise(vocabulary_size=row.size, seed=seed)
+    return np.array([noise.argmax(row, position) for position in range(count)])
+
+
+PEAKED = np.array([2.0, -1.0, 0.5, 0.5, -math.inf, -3.0, 1.0, 0.0, -5.0, 1.5], np.float32)
+
+
+def test_the_argmax_is_an_exact_sample_of_softmax() -> None:
+    """W-NOISE-4, W-SAMPLE-4."""
+    probabilities = softmax(PEAKED)
+    counts = np.bincount(draws(PEAKED, seed=21), minlength=PEAKED.size)
+    assert counts[4] == 0
+    possible = probabilities > 0
+    expected = probabilities[possible] * counts.sum()
+    assert stats.chisquare(counts[possible], expected).pvalue > MIN_P_VALUE
+
+
+def test_the_argmax_is_an_exact_sample_of_a_wide_softmax() -> None:
+    """W-NOISE-4, W-SAMPLE-4: 2,000 tokens, in 40 groups of like probability."""
+    logits = np.random.default_rng(4).normal(0, 2, 2000).astype(np.float32)
+    order = np.argsort(logits)
+    group = np.empty(2000, np.int64)
+    group[order] = np.arange(2000) // 50
+    counts = np.bincount(group[draws(logits, seed=22)], minlength=40)
+    expected = np.bincount(group, weights=softmax(logits)) * counts.sum()
+    enough = expected >= 5
+    merged = np.append(counts[enough], counts[~enough].sum())
+    assert (
+        stats.chisquare(merged, np.append(expected[enough], expected[~enough].sum())).pvalue
+        > MIN_P_VALUE
+    )
+
+
+@pytest.mark.parametrize("other", ["next position", "other seed"])
+def test_draws_are_independent(other: str) -> None:
+    """W-NOISE-1: of the draw before, and of the session with the next seed."""
+    logits = PEAKED[[0, 2, 6, 9]]
+    here = draws(logits, seed=23)
+    there = np.roll(here, 1) if other == "next position" else draws(logits, seed=24)
+    table = np.bincount(here * 4 + there, minlength=16).reshape(4, 4)
+    assert stats.chi2_contingency(table).pvalue > MIN_P_VALUE
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.1, 0.5, 2.0])
+def test_coupled_choices_agree_as_often_as_promised(distance: float) -> None:
+    """W-NOISE-2: P(equal) ≥ (1 − TV) / (1 + TV), Daliri et al. (arXiv 2408.07978)."""
+    rng = np.random.default_rng(5)
+    board = rng.normal(0, 2, 50).astype(np.float32)
+    server = board + rng.normal(0, distance, 50).astype(np.float32)
+    variation = float(np.abs(softmax(board) - softmax(server)).sum()) / 2
+    theirs = draws(server, seed=25)
+    agreement = float((draws(board, seed=25) == theirs).mean())
+    error = 4 * math.sqrt(0.25 / theirs.size)
+    assert (1 - variation) / (1 + variation) - error <= agreement <= 1 - variation + error
+    uncoupled = float((draws(board, seed=26) == theirs).mean())
+    assert uncoupled == pytest.approx(float(softmax(board) @ softmax(server)), abs=error)
