@@ -226,7 +226,7 @@ def across_seeds() -> NDArray[np.uint32]:
 
 def across_streams() -> NDArray[np.uint32]:
     """Return one token in two streams: [SIZE, 2]."""
-    noises = [CoupledNoise(vocabulary_size=2, seed=14, stream=stream) for stream in (0, 2)]
+    noises = [CoupledNoise(vocabulary_size=2, seed=14, stream=stream) for stream in Stream][::2]
     return np.array([[noise.bits(position)[1] for noise in noises] for position in range(SIZE)])
 
 
@@ -272,7 +272,8 @@ def test_uniform_numbers_are_uniform() -> None:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def draws(logits: NDArray[np.float32], *, seed: int, count: int = 20_000) -> NDArray[np.int64]:

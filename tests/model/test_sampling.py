@@ -25,7 +25,7 @@ def row(*values: float) -> Logits:
 
 def kept(logits: Logits, **parameters: Any) -> list[int]:
     shaped = transform(logits, SamplingParameters(**{"temperature": 1.0} | parameters))
-    return np.flatnonzero(shaped > -np.inf).tolist()
+    return [int(token) for token in np.flatnonzero(shaped > -np.inf)]
 
 
 def kept_by_definition(logits: Logits, parameters: SamplingParameters) -> tuple[set[int], float]:
