@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         kind, broker = _join_broker(args.broker, stack)
         console.print(f"broker: {kind} at {broker.host}:{broker.port}", highlight=False)
         server = start_server(stack, model=target, broker=broker)
-        console.print(f"server: verifying with {target.name}, process {server.pid}", highlight=False)
+        console.print(
+            f"server: verifying with {target.name}, process {server.pid}", highlight=False
+        )
         devices = [
             start_device(stack, request, model=drafter, broker=broker)
             for request in _requests(args)
@@ -140,7 +142,16 @@ def _result(
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     table = Table(title=f"{result['mode']}, broker {result['broker']}")
-    columns = ("device", "tokens", "rounds", "accepted", "tokens/s", "bytes up", "down", "same text")
+    columns = (
+        "device",
+        "tokens",
+        "rounds",
+        "accepted",
+        "tokens/s",
+        "bytes up",
+        "down",
+        "same text",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "device" else "right")
     for row in result["devices"]:

@@ -162,9 +162,7 @@ class Gateway:
             slot=slot,
             tokens=tokens,
             capacity=capacity,
-            grant=self._controller.opened(
-                device, opening.session, mode=opening.mode, now_s=now_s
-            ),
+            grant=self._controller.opened(device, opening.session, mode=opening.mode, now_s=now_s),
             seen_s=now_s,
             arrived_s=now_s,
             credit_until=len(tokens) + 1,  # the first token needs no draft

@@ -108,7 +108,7 @@ def _start(stack: ExitStack, arguments: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509
+        preexec_fn=die_with_parent,
     )
     stack.callback(_stop, process)
     return process

@@ -18,7 +18,7 @@ def decode_alone(
     max_tokens: int,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yield the target's own tokens, one pass each, until a stop id, the limit or a full context."""
+    """Yield the target's own tokens, one pass each, until a stop id or the last that fits."""
     limit = min(max_tokens, decoder.context_length - len(prompt))
     cache = decoder.new_cache(capacity=len(prompt) + limit)
     sampler = Sampler(parameters=parameters, vocabulary_size=decoder.vocabulary_size)

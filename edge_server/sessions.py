@@ -78,9 +78,7 @@ class Session:
 
     def resumes(self, opening: Open) -> bool:
         """Whether an open asks for this very sequence, and this one is not behind the device."""
-        same = replace(opening, committed=(), boot=0) == replace(
-            self.opening, committed=(), boot=0
-        )
+        same = replace(opening, committed=(), boot=0) == replace(self.opening, committed=(), boot=0)
         return same and len(opening.prompt) + len(opening.committed) <= len(self.tokens)
 
     def restart_rounds(self, *, now_s: float) -> None:
@@ -123,7 +121,7 @@ class Session:
         return draft.position < len(self.tokens)
 
     def commit(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Append a verdict's tokens, up to a stop token or the last that fits; return those kept."""
+        """Append a verdict's tokens up to a stop token or the last that fits; return those kept."""
         kept: list[int] = []
         for token in token_ids[: self.room]:
             kept.append(token)

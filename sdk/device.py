@@ -18,8 +18,8 @@ from sdk.model.sampling import SamplingParameters
 from sdk.model.tokenizer import Tokenizer
 from sdk.protocol import VERSION, Mode, Open, check_device_id, down, status
 from sdk.session import Phase, Session, SessionOptions, SessionStats
-from sdk.transport.interface import Transport
-from sdk.transport.mqtt import MqttTransport, Will
+from sdk.transport.interface import Transport, Will
+from sdk.transport.mqtt import MqttTransport
 
 __all__ = ["Device", "Token"]
 
@@ -144,9 +144,13 @@ class Device:
         opening = self._opening(
             prompt,
             max_tokens,
-            dict(
-                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
-            ),
+            {
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "seed": seed,
+            },
         )
         with ExitStack() as stack:
             record = journal and stack.enter_context(Journal(path=journal, opening=opening))

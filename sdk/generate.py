@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdk.config import BrokerConfig, load_config
+from sdk.config import BrokerConfig, Config, load_config
 from sdk.device import Device, Token
-from sdk.draft.drafter import OnnxDrafter
+from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
 from sdk.errors import ConfigError
 from sdk.session import Offline, SessionOptions
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, stream, and sum up."""
-    config = load_config(args.config) if args.config else {}
+    config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
     with _device(args, broker, config) as device:
         started_s = time.monotonic()
@@ -74,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(args: argparse.Namespace, broker: BrokerConfig, config: DeviceConfig) -> Device:
-    model = args.model or config.model or _shipped_drafter()
+def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> Device:
+    model = args.model or config.device.model or _shipped_drafter()
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
     return Device(
-        id=args.device or config.id or _default_id(),
+        id=args.device or config.device.id or _default_id(),
         model=model,
         broker=broker,
         drafter=drafter,

@@ -1,8 +1,8 @@
 """The device's view of one sequence: what is committed, and what a verdict adds to it.
 
-Pure state. A verdict states what the sequence holds from a position on; only what follows the committed
-tokens without a gap is taken, so that doubled, stale and reordered verdicts change nothing (wire
-rules W-VERDICT-*).
+Pure state. A verdict states what the sequence holds from a position on; only what follows the
+committed tokens without a gap is taken, so that doubled, stale and reordered verdicts change
+nothing (wire rules W-VERDICT-*).
 """
 
 from __future__ import annotations

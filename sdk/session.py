@@ -156,9 +156,7 @@ class Session:
         self._ahead: list[int] = []  # drafted behind the committed tokens, the draft included
         self._ahead_s: list[float] = []  # what each of them took
         self._credit_until = 0
-        self._capacity = min(
-            len(opening.prompt) + opening.max_tokens, drafter.context_length
-        )
+        self._capacity = min(len(opening.prompt) + opening.max_tokens, drafter.context_length)
 
     def run(self) -> Iterator[Delivery]:
         """Yield tokens as they are accepted, until the sequence ends.

@@ -1,8 +1,8 @@
 """Which drafted tokens the target accepts: pure maths over one session's rows of logits.
 
-Greedy and coupled verification are one rule: choose the target's own token at every row; the draft is
-accepted while it equals that choice. In coupled mode the choice adds the noise that the device added
-too (arXiv 2408.07978), so the output is the target's own sample whatever was drafted.
+Greedy and coupled verification are one rule: choose the target's own token at every row; the draft
+is accepted while it equals that choice. In coupled mode the choice adds the noise that the device
+added too (arXiv 2408.07978), so the output is the target's own sample whatever was drafted.
 """
 
 from __future__ import annotations

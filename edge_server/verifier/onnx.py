@@ -1,4 +1,4 @@
-"""The default verifier: ONNX Runtime, one in-place KV buffer per session, rows of one session a call.
+"""The default verifier: ONNX Runtime, an in-place KV buffer per session, one session a call.
 
 GroupQueryAttention on the CPU takes several new tokens on a past only at batch 1, so sessions take
 turns within a pass; what they share is the weights in the cache. Rollback lowers an integer.

@@ -1,8 +1,8 @@
 """A language model without weights: logits are a hash of the last few tokens.
 
 The fake is sufficient because nothing around a model depends on where logits come from, only on
-their being a function of the sequence. `agreement` blends the target's logits into the drafter's, so
-acceptance can be set from near 0 to 1.
+their being a function of the sequence. `agreement` blends the target's logits into the drafter's,
+so acceptance can be set from near 0 to 1.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from sdk.model.sampling import Sampler, SamplingParameters
 ORDER = 3
 
 
-def hash_logits(
-    sequence: Sequence[int], vocabulary_size: int, weights: int
-) -> NDArray[np.float32]:
+def hash_logits(sequence: Sequence[int], vocabulary_size: int, weights: int) -> NDArray[np.float32]:
     """Return logits [vocab] that depend on the last ORDER tokens and on which weights."""
     generator = np.random.default_rng([weights, len(sequence[-ORDER:]), *sequence[-ORDER:]])
     return generator.normal(scale=2.0, size=vocabulary_size).astype(np.float32)
