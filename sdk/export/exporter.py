@@ -243,8 +243,8 @@ def checked(folder: Path, model: PreTrainedModel, weights: str) -> Parity:
     if not (difference <= MAX_DIFFERENCE[weights] and agreement >= MIN_AGREEMENT[weights]):
         raise ExportError(
             f"checking: the {weights} graph differs from {type(model).__name__} by "
-            f"{difference:.2g} of its largest logit (limit {MAX_DIFFERENCE[weights]:.2g}) and agrees on "
-            f"{agreement:.1%} of {parity.tokens} tokens; this architecture cannot be exported"
+            f"{difference:.2g} of its largest logit (at most {MAX_DIFFERENCE[weights]:.2g}) and "
+            f"agrees on {agreement:.1%} of {parity.tokens} tokens; it cannot be exported so"
         )
     return parity
 

@@ -65,9 +65,12 @@ class FusedPatcher(ModelPatcher):  # type: ignore[misc]
 
     def __enter__(self) -> None:
         super().__enter__()
-        self.use = self.stack.enter_context(
-            substituted(self._model, self.real_config.context_length)
-        )
+        try:
+            replaced = substituted(self._model, self.real_config.context_length)
+            self.use = self.stack.enter_context(replaced)
+        except BaseException:
+            super().__exit__(None, None, None)  # torch.Tensor itself is patched: never leave it so
+            raise
 
     def __exit__(self, *exception: Any) -> None:
         self.stack.close()

@@ -11,7 +11,7 @@ past's memory.
 
 Rows of a call are computed by the same instructions, to the bit, for any number of rows from two on
 and any number of threads; only a lone row takes another path through ONNX Runtime's attention
-(measured with 1.32 on x86-64, see tests/model/test_decoder_invariance.py).
+(measured with 1.32 on x86-64, see tests/model/test_decoder.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,197 @@
+"""The decoder on a real exported graph: cache arithmetic, scoring, isolation, refusals."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optimum.exporters.onnx", reason="needs the extra 'export'")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sdk.errors import ModelLoadError
+from sdk.export.exporter import export_model
+from sdk.model.decoder import CHUNK_ROWS, Decoder, default_threads
+
+CONTEXT = 700
+VOCABULARY = 97
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported Llama with random weights whose head is wider than one SIMD block."""
+    torch.manual_seed(1)
+    source = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(source)
+    (source / "tokenizer.json").write_text("{}")
+    export_model(source, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> Decoder:
+    return Decoder.load(folder, threads=2, batch_invariant=True)
+
+
+@pytest.fixture(scope="module")
+def text() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def rows(decoder: Decoder, text: np.ndarray) -> np.ndarray:
+    """Logits after every token of `text`, from one call."""
+    return decoder.run(decoder.new_cache(), text)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_any_sequence_of_runs_and_rollbacks_equals_one_call(
+    decoder: Decoder, text: np.ndarray, rows: np.ndarray, steps: list[tuple[int, int]]
+) -> None:
+    cache = decoder.new_cache(capacity=200)
+    for count, back in steps:
+        start = cache.length
+        got = decoder.run(cache, text[start : start + count])
+        assert np.array_equal(got, rows[start : start + count])
+        decoder.run(cache, [5] * back if back else [5])  # wrong tokens, then forgotten
+        cache.rollback(max(start + count - back, 0))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("context", [1, 15, 64, 130, 333])
+def test_rows_do_not_depend_on_their_company_to_the_bit(
+    folder: Path, text: np.ndarray, rows: np.ndarray, threads: int, context: int
+) -> None:
+    decoder = Decoder.load(folder, threads=threads, batch_invariant=True)
+    cache = decoder.new_cache()
+    decoder.run(cache, text[:context], score=1)
+    for count in range(1, 10):
+        cache.rollback(context)
+        got = decoder.run(cache, text[context : context + count])
+        assert np.array_equal(got, rows[context : context + count]), f"{count} rows"
+
+
+def test_without_the_option_a_lone_row_is_only_close(
+    folder: Path, text: np.ndarray, rows: np.ndarray
+) -> None:
+    decoder = Decoder.load(folder, threads=1)
+    cache = decoder.new_cache()
+    lone = np.concatenate([decoder.run(cache, text[i : i + 1]) for i in range(100)])
+    np.testing.assert_allclose(lone, rows[:100], atol=1e-4)
+
+
+def test_last_position_of_the_context_can_be_a_lone_row(
+    decoder: Decoder, text: np.ndarray, rows: np.ndarray
+) -> None:
+    cache = decoder.new_cache()
+    decoder.run(cache, text[:-1], score=1)
+    assert np.array_equal(decoder.run(cache, text[-1:]), rows[-1:])
+    assert cache.length == cache.capacity == CONTEXT
+    with pytest.raises(ValueError, match="do not fit"):
+        decoder.run(cache, [1])
+
+
+@pytest.mark.parametrize("score", [1, 2, CONTEXT - CHUNK_ROWS, CONTEXT - 1])
+def test_score_returns_the_last_rows_also_over_chunks(
+    decoder: Decoder, text: np.ndarray, rows: np.ndarray, score: int
+) -> None:
+    cache = decoder.new_cache()
+    assert np.array_equal(decoder.run(cache, text, score=score), rows[-score:])
+    assert cache.length == CONTEXT
+
+
+def test_returned_rows_outlive_later_runs_and_the_cache(decoder: Decoder, rows: np.ndarray) -> None:
+    cache = decoder.new_cache()
+    first = decoder.run(cache, [1, 2, 3])
+    copy = first.copy()
+    decoder.run(cache, [4, 5, 6])
+    del cache
+    gc.collect()
+    assert np.array_equal(first, copy)
+
+
+def test_caches_and_decoders_do_not_share_state(folder: Path, decoder: Decoder) -> None:
+    other = Decoder.load(folder, threads=1, batch_invariant=True)
+    caches = [decoder.new_cache(capacity=50), decoder.new_cache(), other.new_cache(capacity=31)]
+    owners = [decoder, decoder, other]
+    texts = [np.random.default_rng(i).integers(0, VOCABULARY, 30) for i in range(3)]
+    expected = [decoder.run(decoder.new_cache(), t) for t in texts]
+    for step in range(0, 30, 3):
+        for owner, cache, t, want in zip(owners, caches, texts, expected, strict=True):
+            got = owner.run(cache, t[step : step + 3])
+            assert np.array_equal(got, want[step : step + 3])
+
+
+def test_rollback_is_bounded(decoder: Decoder) -> None:
+    cache = decoder.new_cache()
+    decoder.run(cache, [1, 2, 3])
+    for length in (-1, 4):
+        with pytest.raises(ValueError, match="rollback"):
+            cache.rollback(length)
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "score"),
+    [([], None), ([-1], None), ([VOCABULARY], None), ([[1, 2]], None), ([1], 2), ([1], 0)],
+)
+def test_impossible_runs_are_refused_and_change_nothing(
+    decoder: Decoder, ids: list[int], score: int | None
+) -> None:
+    cache = decoder.new_cache(capacity=4)
+    with pytest.raises(ValueError, match=r"token ids|score"):
+        decoder.run(cache, ids, score=score)
+    assert cache.length == 0
+
+
+def test_capacity_is_bounded_by_the_context(decoder: Decoder) -> None:
+    for capacity in (0, CONTEXT + 1):
+        with pytest.raises(ValueError, match="capacity"):
+            decoder.new_cache(capacity=capacity)
+    # two layers of keys and values, two heads of 16, in float32, and the dummy row
+    assert decoder.cache_bytes(9) == 10 * 2 * 2 * 2 * 16 * 4
+
+
+def test_unusable_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"no manifest\.json"):
+        Decoder.load(tmp_path)
+    (tmp_path / "manifest.json").write_bytes((folder / "manifest.json").read_bytes())
+    for content in (None, b"", b"not a graph"):
+        if content is not None:
+            (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(ModelLoadError, match="cannot be run") as caught:
+            Decoder.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_absent_and_unknown_providers_are_one_line(folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="not one of cpu, cuda"):
+        Decoder.load(folder, provider="abacus")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ModelLoadError, match="onnxruntime-gpu"):
+            Decoder.load(folder, provider="cuda")
+
+
+def test_default_threads_leave_a_core_on_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, threads in ((1, 1), (2, 2), (4, 3), (8, 7)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)))
+        assert default_threads() == threads
