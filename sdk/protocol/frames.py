@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from sdk.errors import MalformedFrameError
-from sdk.protocol.ids import pack_ids, packed_bytes, unpack_ids
+from sdk.protocol.ids import pack_ids, unpack_ids
 
 __all__ = [
     "MAX_DRAFT_TOKENS",
@@ -188,7 +188,7 @@ def decode_draft(frame: bytes) -> Draft:
         position=position,
         sent_us=sent_us,
         draft_s=time_units * _DRAFT_TIME_UNIT_S,
-        token_ids=_unpack_body(body, 0 if stream else count, id_bits),
+        token_ids=unpack_ids(body, 0 if stream else count, id_bits),
         id_bits=id_bits,
         credit=count if stream else 0,
         retry=bool(flags & _FLAG_RETRY),
@@ -244,7 +244,7 @@ def decode_verdict(frame: bytes) -> Verdict:
         queue_us=queue_us,
         compute_us=compute_us,
         accepted=accepted,
-        token_ids=_unpack_body(body, count, id_bits),
+        token_ids=unpack_ids(body, count, id_bits),
         id_bits=id_bits,
         grant_length=length,
         grant_share=share / _SHARE_UNITS,
@@ -269,9 +269,3 @@ def _open_frame(
     if flags & ~known_flags:
         raise MalformedFrameError(f"unknown flags {flags:#x}")
     return flags, memoryview(frame)[header_bytes:]
-
-
-def _unpack_body(body: memoryview, count: int, id_bits: int) -> tuple[int, ...]:
-    if not 1 <= id_bits <= 32 or len(body) != packed_bytes(count, id_bits):
-        raise MalformedFrameError(f"{len(body)} bytes cannot hold {count} ids of {id_bits} bits")
-    return unpack_ids(body, count, id_bits)

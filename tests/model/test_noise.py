@@ -105,6 +105,19 @@ def test_bits_are_as_defined(seed: int, position: int, stream: Stream, token: in
     assert uniform(seed, position, stream) == expected
 
 
+@pytest.mark.parametrize(
+    ("bits", "variate"),
+    [
+        (0x89579C71, "0x1.e50e6d92e8004p-2"),
+        (0xB14B018A, "0x1.005a25b272955p+0"),  # with 11 terms of atanh, one bit less
+        (0x3D7AAEB0, "-0x1.6bbbc8b572476p-2"),
+    ],
+)
+def test_golden_variates(bits: int, variate: str) -> None:
+    """W-NOISE-4, W-NOISE-5."""
+    assert float(gumbel(np.array([bits], np.uint32))[0]).hex() == variate
+
+
 EDGE_BITS = [0, 1, 2, 2**20 - 1, 2**20, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
 
 
@@ -190,6 +203,31 @@ def test_scores_that_rounding_makes_equal_go_to_the_lowest_id() -> None:
     noise = CoupledNoise(vocabulary_size=9, seed=3)
     logits = np.array([-1e30, 0, 1e30, 1e30, 0, 1e30, -math.inf, 0, 0], np.float32)
     assert {noise.argmax(logits, position) for position in range(50)} == {2}
+
+
+class ChosenNoise(CoupledNoise):
+    """Noise with given bits."""
+
+    chosen: tuple[int, ...]
+
+    def bits(self, position: int) -> NDArray[np.uint32]:
+        self._bits[:] = self.chosen
+        return self._bits
+
+
+def test_the_rounding_of_the_bounds_never_costs_the_winner() -> None:
+    """W-SAMPLE-4: the leader at the bottom of its bucket, the winner at the top of another."""
+    noise = ChosenNoise(vocabulary_size=2, seed=0)
+    wins = 0
+    for low in range(2048, 4000, 31):
+        for high in range(1, 2048, 67):
+            noise.chosen = (low << 20, (high << 20) | (2**20 - 1))
+            leader, follower = gumbel(np.array(noise.chosen, np.uint32)).tolist()
+            logits = np.array([0.0, leader - follower + 5e-8], np.float32)
+            expected = full_argmax(noise, logits, 0)
+            assert noise.argmax(logits, 0) == expected
+            wins += expected
+    assert wins > 500
 
 
 # Statistics

@@ -297,6 +297,14 @@ def test_each_field_out_of_range_is_malformed(name: str, offset: int, value: int
         decoder_of(name)(mutated(name, offset, value))
 
 
+def test_a_header_shorter_than_the_tables_is_malformed_even_where_the_size_fits() -> None:
+    """W-FRAME-3."""
+    frame = bytearray(FRAMES["draft"][:-1])  # three ids would be read from offset 27 on
+    frame[2] = 27
+    with pytest.raises(MalformedFrameError, match="header length"):
+        decode_draft(bytes(frame))
+
+
 def test_a_share_of_zero_is_malformed() -> None:
     """W-VERDICT-1."""
     frame = bytearray(FRAMES["verdict"])
