@@ -82,9 +82,10 @@ class Session:
         return same and len(opening.prompt) + len(opening.committed) <= len(self.tokens)
 
     def restart_rounds(self, *, now_s: float) -> None:
-        """Let a device that restarted count its rounds anew."""
+        """Let a device that restarted count its rounds anew; its next token needs no draft."""
         self.round = 0
         self.draft = None
+        self.credit_until = self.position + 1
         self.seen_s = now_s
 
     def arrive(self, draft: Draft, *, now_s: float) -> Arrival:

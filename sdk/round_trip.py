@@ -31,6 +31,6 @@ class RoundTrip:
     def timeout_s(self, *, attempt: int) -> float:
         """Return max(3·SRTT + 4·RTTVAR, least), doubled with every attempt after the first."""
         if self.smoothed_s is None:
-            return self.first_timeout_s * 2**attempt
+            return self.first_timeout_s * (1 << attempt)
         usual_s = 3 * self.smoothed_s + 4 * self.variation_s
-        return max(usual_s, self.least_timeout_s) * float(2**attempt)
+        return max(usual_s, self.least_timeout_s) * (1 << attempt)

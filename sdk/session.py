@@ -203,7 +203,8 @@ class Session:
     def _draft_token(self) -> None:
         started_s = self._clock()
         sequence = self.sequence.tokens + self._ahead
-        self._ahead.append(self._drafter.draft_token(sequence, self._sampler))
+        logits = self._drafter.next_logits(sequence)
+        self._ahead.append(self._sampler.choose(logits, len(sequence)))
         took_s = self._clock() - started_s
         self._ahead_s.append(took_s)
         self.stats.draft_s += took_s
@@ -376,7 +377,8 @@ class Session:
         self._on_phase(Phase.DRAFT)
         self._ahead.clear()
         while not self.sequence.end:
-            token = self._drafter.draft_token(self.sequence.tokens, self._sampler)
+            logits = self._drafter.next_logits(self.sequence.tokens)
+            token = self._sampler.choose(logits, self.sequence.position)
             self.sequence.tokens.append(token)
             self.stats.unverified += 1
             if token in self._opening.stop_ids:

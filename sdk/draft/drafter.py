@@ -1,7 +1,7 @@
-"""The drafter: given the whole sequence so far, choose the token that follows.
+"""The drafter: given the whole sequence so far, the small model's view of what follows.
 
 The caller never manages the KV cache. The drafter remembers which ids its cache holds; what the
-sequence no longer shares with them is rolled back by lowering an integer, and what it has beyond them
+sequence no longer shares with them is rolled back by lowering an integer; what it has beyond them
 is fed in one call.
 """
 
@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdk.model.decoder import Decoder
-from sdk.model.sampling import Sampler
 
 __all__ = ["Drafter", "OnnxDrafter"]
 
 
 class Drafter(Protocol):
-    """Propose one token at a time."""
+    """Look one token ahead."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -32,8 +34,8 @@ class Drafter(Protocol):
     def tokenizer_hash(self) -> str:
         """Hash of the tokenizer, hexadecimal."""
 
-    def draft_token(self, sequence: Sequence[int], sampler: Sampler) -> int:
-        """Return the token that follows `sequence` (prompt and all later ids; not empty)."""
+    def next_logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits [vocab] of what follows `sequence`, which is not empty."""
 
 
 class OnnxDrafter:
@@ -71,14 +73,13 @@ class OnnxDrafter:
         """Hash of the tokenizer, hexadecimal."""
         return self._decoder.manifest.tokenizer_hash
 
-    def draft_token(self, sequence: Sequence[int], sampler: Sampler) -> int:
-        """Return the token that follows `sequence`, drawn with the noise of its position."""
+    def next_logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits [vocab] of what follows `sequence`; new ids cost one call together."""
         kept = min(_shared_prefix(self._fed, sequence), len(sequence) - 1)
         self._cache.rollback(kept)
         new = list(sequence[kept:])
         self._fed[kept:] = new
-        logits = self._decoder.run(self._cache, new, score=1)
-        return sampler.choose(logits[-1], len(sequence))
+        return self._decoder.run(self._cache, new, score=1)[-1]
 
 
 def _shared_prefix(fed: list[int], sequence: Sequence[int]) -> int:

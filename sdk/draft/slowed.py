@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdk.draft.drafter import Drafter
-from sdk.model.sampling import Sampler
 
 __all__ = ["SlowedDrafter"]
 
@@ -34,9 +36,9 @@ class SlowedDrafter:
         """Hash of the tokenizer, hexadecimal."""
         return self._drafter.tokenizer_hash
 
-    def draft_token(self, sequence: Sequence[int], sampler: Sampler) -> int:
-        """Return the token that follows `sequence`, not before its time."""
+    def next_logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits of what follows `sequence`, not before their time."""
         due_s = time.monotonic() + self._seconds_per_token
-        token = self._drafter.draft_token(sequence, sampler)
+        logits = self._drafter.next_logits(sequence)
         time.sleep(max(0.0, due_s - time.monotonic()))
-        return token
+        return logits

@@ -37,12 +37,14 @@ class HashDrafter:
         self.agreement = agreement
         self.calls = 0
 
-    def draft_token(self, sequence: Sequence[int], sampler: Sampler) -> int:
+    def next_logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
         self.calls += 1
         target = hash_logits(sequence, self.vocabulary_size, weights=1)
         own = hash_logits(sequence, self.vocabulary_size, weights=2)
-        logits = np.float32(self.agreement) * target + np.float32(1 - self.agreement) * own
-        return sampler.choose(logits, len(sequence))
+        logits: NDArray[np.float32] = (
+            np.float32(self.agreement) * target + np.float32(1 - self.agreement) * own
+        )
+        return logits
 
 
 class HashVerifier:
