@@ -18,9 +18,12 @@ NEWTON_STEPS = 80
 def message_bits(cell: Cell, lengths: Ints) -> Floats:
     """Return the bits that drafts of these lengths put on the air; 0 for length 0."""
     if cell.overlap:
-        return np.multiply(lengths, cell.overhead_bits + cell.payload_bits, dtype=np.float64)
+        message = np.float64(cell.overhead_bits + cell.payload_bits)
+        separate: Floats = lengths * message
+        return separate
     overhead = np.where(lengths > 0, cell.overhead_bits, 0.0)
-    return np.add(overhead, lengths * cell.payload_bits, dtype=np.float64)
+    bits: Floats = overhead + lengths * cell.payload_bits
+    return bits
 
 
 def latency(cell: Cell, lengths: Ints, bandwidth_hz: Floats) -> Floats:
@@ -28,7 +31,7 @@ def latency(cell: Cell, lengths: Ints, bandwidth_hz: Floats) -> Floats:
     bits = message_bits(cell, lengths)
     speed = np.maximum(bandwidth_hz * cell.efficiency, 1e-300)
     if not cell.overlap:
-        time_s: Floats = lengths * cell.draft_s + bits / speed
+        time_s = bits / speed + lengths * cell.draft_s
     else:
         token_s = (cell.overhead_bits + cell.payload_bits) / speed
         slower, faster = np.maximum(cell.draft_s, token_s), np.minimum(cell.draft_s, token_s)

@@ -56,11 +56,8 @@ class RoundGoal:
         """Return the objective of lengths [..., K] -> [...]."""
         round_s = deadline(cell, lengths) + cell.verify_s(lengths)
         total = self.value[np.arange(cell.count), lengths].sum(axis=-1)
-        if self.fair:
-            total = total - cell.weight.sum() * np.log(round_s)
-        else:
-            total = total / round_s
-        score: Floats = total
+        rounds = cell.weight.sum() * np.log(round_s)
+        score: Floats = total - rounds if self.fair else total / round_s
         return score
 
     def price(self, cell: Cell, lengths: Ints) -> float:
@@ -199,7 +196,8 @@ def fill(cell: Cell, goal: Goal, phi: Floats, price: float, cap: int) -> Ints:
     fits = np.cumsum(np.take_along_axis(cost, order, axis=1), axis=1) <= room
     taken = np.zeros(density.shape, dtype=bool)
     np.put_along_axis(taken, order, fits, axis=1)
-    return low + taken.reshape(len(phi), cell.count, -1).sum(axis=2)
+    lengths: Ints = low + taken.reshape(len(phi), cell.count, -1).sum(axis=2)
+    return lengths
 
 
 def merge_first(density: Floats, gain: Floats, table: Floats) -> Floats:
@@ -234,7 +232,7 @@ def moves(count: int) -> Ints:
     ones = np.ones((1, count), dtype=np.int64)
     parts = [eye, -eye, ones, -ones]
     if count <= SWAP_DEVICES:
-        pairs = np.array(list(itertools.permutations(range(count), 2))).reshape(-1, 2)
+        pairs = np.array(list(itertools.permutations(range(count), 2)), dtype=int).reshape(-1, 2)
         parts.append(eye[pairs[:, 0]] - eye[pairs[:, 1]])
     return np.concatenate(parts)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_server.scheduler.cell import Cell, Floats, Ints, Plan
+from edge_server.scheduler.cell import Cell, Ints, Plan
 from edge_server.scheduler.deadline import message_bits
 from edge_server.scheduler.interface import (
     Controller,
@@ -135,7 +135,7 @@ class _Run:
         cell, length = self.cell, grant.length
         if length == 0:  # the server goes on alone
             return 0.0
-        speed = grant.share * cell.bandwidth_hz * cell.efficiency[session]
+        speed = grant.share * cell.bandwidth_hz * float(cell.efficiency[session])
         speed *= self.fade(session, now_s)
         draft_s = float(cell.draft_s[session])
         delay_s = float(cell.delay_s[session])
@@ -145,7 +145,7 @@ class _Run:
         return length * max(draft_s, token_s) + min(draft_s, token_s) + delay_s
 
     def bits(self, length: int) -> float:
-        return float(message_bits(self.cell, np.int64(length)))  # type: ignore[arg-type]
+        return float(message_bits(self.cell, np.asarray(length)))
 
     def arrived(self, session: int, now_s: float) -> None:
         self.turnaround_s[session] = now_s - self.sent_s[session]
