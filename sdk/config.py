@@ -35,7 +35,7 @@ class BrokerConfig:
         ca_file: certificate authority of the broker's certificate; turns TLS on.
         cert_file: this client's certificate; together with `key_file`, and only with TLS.
         key_file: its private key.
-        keepalive_s: a connection that was silent for so long is probed; 5 to 60.
+        keepalive_s: a connection that was silent for so long is probed; 1 to 60.
     """
 
     host: str = "127.0.0.1"
@@ -52,8 +52,8 @@ class BrokerConfig:
             raise ConfigError(f"broker host {self.host!r}: give a name or an address")
         if not 1 <= self.port <= 65_535:
             raise ConfigError(f"broker port {self.port}: use 1 to 65535")
-        if not 5 <= self.keepalive_s <= 60:
-            raise ConfigError(f"broker keepalive_s {self.keepalive_s}: use 5 to 60")
+        if not 1 <= self.keepalive_s <= 60:
+            raise ConfigError(f"broker keepalive_s {self.keepalive_s}: use 1 to 60")
         if self.password is not None and self.username is None:
             raise ConfigError("broker password: MQTT takes one only beside a username")
         if (self.cert_file is None) != (self.key_file is None):

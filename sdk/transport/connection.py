@@ -24,6 +24,7 @@ from sdk.config import BrokerConfig
 from sdk.errors import ConfigError
 from sdk.transport.failure import Failure, explain_error, explain_loss, explain_refusal
 from sdk.transport.interface import Message, Will, publish_packet_bytes
+from sdk.transport.topic_filter import matches
 
 __all__ = ["Connection", "ConnectionFailed", "ConnectionOptions", "is_done", "make_tls_context"]
 
@@ -234,9 +235,14 @@ class Connection:
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         def deliver() -> None:
             received = Message(message.topic, bytes(message.payload), message.retain)
-            self._options.deliver(received, message.qos)
+            # amqtt greets every client with the retained messages of others' subscriptions.
+            if not message.retain or self._is_wanted(message.topic):
+                self._options.deliver(received, message.qos)
 
         self._options.guard("message", deliver)
+
+    def _is_wanted(self, topic: str) -> bool:
+        return any(matches(wanted, topic) for wanted, _ in self._options.subscriptions)
 
     def _forget_written(self) -> None:
         while self._backlog and is_done(self._backlog[0][1]):

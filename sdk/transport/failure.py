@@ -28,7 +28,10 @@ def explain_error(error: Exception, broker: BrokerConfig) -> Failure:
             f"the certificate of {at} is not trusted: {why}; check ca_file and the host name", True
         )
     if isinstance(error, ssl.SSLError):
-        return Failure(f"no TLS with {at}: {error.reason or error}; check port and ca_file", True)
+        return Failure(
+            f"no TLS with {at}: {getattr(error, 'reason', None) or error}; check port and ca_file",
+            True,
+        )
     if isinstance(error, ConnectionRefusedError):
         return Failure(f"nothing listens at {at}: start a broker there or name another one")
     if isinstance(error, TimeoutError):
