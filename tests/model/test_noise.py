@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ def gumbel_of_definition(bits: int) -> float:
     return -ln_of_definition(-ln_of_definition((bits + 0.5) / 2**32))
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, position=POSITIONS, stream=STREAMS, token=st.integers(0, 999))
 def test_bits_are_as_defined(seed: int, position: int, stream: Stream, token: int) -> None:
     """W-NOISE-1, W-NOISE-2, W-NOISE-3."""
@@ -121,6 +122,7 @@ def test_golden_variates(bits: int, variate: str) -> None:
 EDGE_BITS = [0, 1, 2, 2**20 - 1, 2**20, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
 
 
+@settings(deadline=None)
 @given(bits=st.lists(st.integers(0, 2**32 - 1) | st.sampled_from(EDGE_BITS), min_size=1))
 def test_variates_are_as_defined_to_the_bit(bits: list[int]) -> None:
     """W-NOISE-4, W-NOISE-5."""
@@ -128,6 +130,7 @@ def test_variates_are_as_defined_to_the_bit(bits: list[int]) -> None:
     assert variates.tolist() == [gumbel_of_definition(word) for word in bits]
 
 
+@settings(deadline=None)
 @given(bits=st.integers(0, 2**32 - 1) | st.sampled_from(EDGE_BITS))
 def test_variates_are_gumbel_and_monotone(bits: int) -> None:
     """W-NOISE-4: −ln(−ln u), to within 4e-15."""
@@ -178,6 +181,7 @@ LOGITS = hnp.arrays(
 )
 
 
+@settings(deadline=None)
 @given(logits=LOGITS, exponent=st.integers(-36, 36), seed=SEEDS, position=POSITIONS)
 def test_the_pruned_argmax_is_the_argmax(
     logits: NDArray[np.float32], exponent: int, seed: int, position: int

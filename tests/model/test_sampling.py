@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ LOGITS = hnp.arrays(
 ).filter(lambda logits: bool(np.isfinite(logits).any()))
 
 
+@settings(deadline=None)
 @given(logits=LOGITS, parameters=SHAPES)
 def test_the_transform_is_as_defined(logits: Logits, parameters: SamplingParameters) -> None:
     """W-SAMPLE-3: where float rounding does not decide."""
@@ -140,6 +141,7 @@ def test_without_limits_only_the_temperature_acts() -> None:
     assert shaped.tolist() == (logits / np.float32(0.7)).tolist()
 
 
+@settings(deadline=None)
 @given(logits=LOGITS, parameters=SHAPES)
 def test_log_probabilities_are_normalised(logits: Logits, parameters: SamplingParameters) -> None:
     shaped = transform(logits, parameters)
@@ -173,6 +175,7 @@ def test_greedy_is_the_argmax_and_nothing_else_counts() -> None:
     assert {sampler.choose(row(0, 4, 4, 3), position) for position in range(20)} == {1}
 
 
+@settings(deadline=None)
 @given(logits=LOGITS, parameters=SHAPES, position=st.integers(0, 2**32 - 1))
 def test_the_choice_is_as_defined(
     logits: Logits, parameters: SamplingParameters, position: int
