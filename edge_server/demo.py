@@ -89,7 +89,7 @@ def _join_broker(wanted: str, stack: ExitStack) -> tuple[str, BrokerConfig]:
 def _requests(args: argparse.Namespace) -> list[DeviceRequest]:
     from models.registry import prompts
 
-    texts = [prompt.text for prompt in prompts()]
+    texts = [prompt["text"] for prompt in prompts()]
     return [
         DeviceRequest(
             id=f"board-{number + 1}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_server.broker import die_with_parent
+from edge_server.with_parent import wrap
 from sdk.config import BrokerConfig
 from sdk.errors import ConnectError
 
@@ -67,15 +67,17 @@ def start_server(
     stack: ExitStack, *, model: Path, broker: BrokerConfig, options: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
     """Start `multispin serve` and return once it is ready."""
-    address = f"{broker.host}:{broker.port}"
-    arguments = ["serve", "--model", str(model), "--broker", address, "--json", *options]
-    process = _start(stack, arguments)
+    arguments = ["serve", "--model", str(model), "--broker", broker.address, "--json", *options]
+    readers: list[threading.Thread] = []
+    process = _start(stack, arguments, readers)
     assert process.stdout is not None
     assert process.stderr is not None
     if "ready" not in process.stdout.readline():
         raise ConnectError(f"the edge server did not start: {process.stderr.read().strip()}")
-    for pipe in (process.stdout, process.stderr):  # nobody reads on: keep the pipes from filling
-        threading.Thread(target=pipe.read, daemon=True).start()
+    # Nobody needs what it says from here on, but its pipes must not fill.
+    readers += [threading.Thread(target=pipe.read) for pipe in (process.stdout, process.stderr)]
+    for reader in readers:
+        reader.start()
     return process
 
 
@@ -91,34 +93,42 @@ def start_device(
     arguments = [
         "generate",
         *("--device", request.id, "--prompt", request.prompt),
-        *("--model", str(model), "--broker", f"{broker.host}:{broker.port}"),
+        *("--model", str(model), "--broker", broker.address),
         *("--max-tokens", str(request.max_tokens), "--seed", str(request.seed)),
         *("--temperature", str(request.temperature)),
         *("--slow-down-ms", str(request.slow_down_ms), "--threads", "1", "--json", *options),
     ]
-    device = DeviceProcess(request, _start(stack, arguments))
-    threading.Thread(target=device.read, name=request.id, daemon=True).start()
+    readers: list[threading.Thread] = []
+    device = DeviceProcess(request, _start(stack, arguments, readers))
+    readers.append(threading.Thread(target=device.read, name=request.id))
+    readers[0].start()
     return device
 
 
-def _start(stack: ExitStack, arguments: list[str]) -> subprocess.Popen[str]:
+def _start(
+    stack: ExitStack, arguments: list[str], readers: list[threading.Thread]
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdk.cli", *arguments],
+        wrap([sys.executable, "-m", "sdk.cli", *arguments]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=die_with_parent,
     )
-    stack.callback(_stop, process)
+    stack.callback(_stop, process, readers)
     return process
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a process, kindly first."""
+def _stop(process: subprocess.Popen[str], readers: list[threading.Thread]) -> None:
+    """End a process, kindly first, and whoever reads from it."""
     process.terminate()
     try:
         process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    for reader in readers:
+        reader.join()
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()

@@ -12,8 +12,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sdk.transport.mqtt import MqttTransport
-
 from edge_server.broker import start_broker
 from edge_server.gateway import GatewayLimits
 from edge_server.scheduler.adaptive import AdaptiveLength
@@ -23,6 +21,7 @@ from edge_server.verifier.onnx import OnnxVerifier
 from sdk.config import BrokerConfig, load_config
 from sdk.errors import ConfigError, ConnectError
 from sdk.protocol import UP_FILTER
+from sdk.transport.mqtt import MqttTransport
 
 __all__ = ["configure", "run"]
 
