@@ -152,7 +152,7 @@ class BrokerProcess:
             module = [sys.executable, "-m", "edge_server.amqtt_broker"]
             return wrap([*module, "--host", host, "--port", str(port)])
         program = find_mosquitto()
-        if program is None:
+        if program is None:  # gone since it was chosen
             raise BrokerError(_NONE_FOUND)
         user_id, group_id = _unprivileged()
         conf = folder / "mosquitto.conf"
@@ -203,9 +203,10 @@ class BrokerProcess:
         while not _answers(self.config):
             ended = self._process.poll() is not None
             if ended or time.monotonic() > deadline_s:
-                last = self._lines[-1] if self._lines else "it said nothing"
+                self.kill()  # also waits for its last words
+                words = "; ".join(list(self._lines)[-2:]) or "it said nothing"
                 what = "ended at once" if ended else f"is silent for {_START_TIMEOUT_S:g} s"
-                raise BrokerError(f"{self.kind} on {self.config.address} {what}: {last}")
+                raise BrokerError(f"{self.kind} on {self.config.address} {what}: {words}")
             time.sleep(0.01)
 
     def _end(self, number: signal.Signals) -> None:
@@ -224,15 +225,15 @@ class BrokerProcess:
 
 
 _NONE_FOUND = (
-    "no broker is installed: 'apt install mosquitto', or 'pip install multispin[broker]' for a "
+    "no broker is installed: apt install mosquitto, or pip install 'multispin[broker]' for a "
     "small one; or name a running one with --broker HOST:PORT"
 )
 
 
 def _choose(kind: str) -> str:
-    if kind == "mosquitto" or (kind == "auto" and find_mosquitto()):
+    if kind != "amqtt" and find_mosquitto():
         return "mosquitto"
-    if importlib.util.find_spec("amqtt") is None:
+    if kind == "mosquitto" or importlib.util.find_spec("amqtt") is None:
         raise BrokerError(_NONE_FOUND)
     if kind == "auto":
         print(

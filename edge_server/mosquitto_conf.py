@@ -47,6 +47,10 @@ class TlsListener:
         host: address to listen on; None for every one.
         port: 8883 by custom.
         max_connections: devices, servers and tools together.
+        one_connection_each: make the name in the certificate the client id too. Without it a
+            device that turns hostile can claim another's client id and so end its connection
+            (never read or write its topics); with it a device has one connection only, shared by
+            all that runs on it.
     """
 
     ca_file: Path
@@ -57,6 +61,7 @@ class TlsListener:
     host: str | None = None
     port: int = 8883
     max_connections: int = 500
+    one_connection_each: bool = False
 
     def __post_init__(self) -> None:
         for path in (self.ca_file, self.cert_file, self.key_file, self.acl_file, self.crl_file):
@@ -74,6 +79,7 @@ def private_conf(*, host: str, port: int) -> str:
 def production_conf(listener: TlsListener) -> str:
     """Return a listener for devices on a network: TLS 1.3, certificates on both sides."""
     crl = f"crlfile {listener.crl_file}\n" if listener.crl_file else ""
+    identity = "use_username_as_clientid true\n" if listener.one_connection_each else ""
     return (
         f"listener {listener.port} {listener.host or ''}".rstrip() + "\n"
         f"cafile {listener.ca_file}\n"
@@ -83,6 +89,7 @@ def production_conf(listener: TlsListener) -> str:
         "tls_version tlsv1.3\n"
         "require_certificate true\n"
         "use_identity_as_username true\n"
+        f"{identity}"
         "allow_anonymous false\n"
         f"acl_file {listener.acl_file}\n"
         f"max_connections {listener.max_connections}\n"

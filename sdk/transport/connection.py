@@ -267,7 +267,8 @@ def make_tls_context(broker: BrokerConfig) -> ssl.SSLContext | None:
         return None
     file = broker.ca_file
     try:
-        context = ssl.create_default_context(cafile=str(file))
+        context = _ClosingContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies certificate and host name
+        context.load_verify_locations(cafile=str(file))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if broker.cert_file is not None:
             file = broker.cert_file
@@ -280,6 +281,20 @@ def make_tls_context(broker: BrokerConfig) -> ssl.SSLContext | None:
 def is_done(info: paho.MQTTMessageInfo) -> bool:
     """Return whether a message was written (QoS 0) or acknowledged (QoS 1)."""
     return info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS and info.is_published()
+
+
+class _ClosingContext(ssl.SSLContext):
+    """Shakes hands at once and closes the socket if that fails; the library would leak it."""
+
+    def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        wrapped = super().wrap_socket(sock, *args, **kwargs)
+        try:
+            wrapped.settimeout(_CONNECT_TIMEOUT_S)
+            wrapped.do_handshake()
+        except BaseException:
+            wrapped.close()
+            raise
+        return wrapped
 
 
 class _LastError:

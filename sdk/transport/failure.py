@@ -32,6 +32,8 @@ def explain_error(error: Exception, broker: BrokerConfig) -> Failure:
             f"no TLS with {at}: {getattr(error, 'reason', None) or error}; check port and ca_file",
             True,
         )
+    if isinstance(error, ConnectionResetError) and broker.tls:
+        return Failure(f"{at} hung up on our TLS greeting; if it speaks none, leave ca_file out")
     if isinstance(error, ConnectionRefusedError):
         return Failure(f"nothing listens at {at}: start a broker there or name another one")
     if isinstance(error, TimeoutError):
