@@ -57,6 +57,24 @@ class SignedBundle:
         with self.decompressed() as stream:
             unpack_members(stream, self.manifest, folder)
 
+    def read_file(self, path: str) -> bytes:
+        """Return one file of the slot.
+
+        Raises:
+            RefusedError: absent.
+        """
+        found: list[bytes] = []
+
+        def take(member: Member, body: Iterator[bytes]) -> None:
+            if member.name == path:
+                found.append(b"".join(body))
+
+        with self.decompressed() as stream:
+            archive.read_members(stream, members_of(self.manifest), take)
+        if not found:
+            raise RefusedError("absent", f"the bundle has no {path}; build it again")
+        return found[0]
+
     def decompressed(self) -> _Bounded:
         """Return the payload's archive, which ends with an error beyond its declared size."""
         raw = self.path.open("rb")

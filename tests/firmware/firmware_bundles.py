@@ -11,6 +11,7 @@ import onnx
 import zstandard
 from onnx import TensorProto, helper, numpy_helper
 
+import firmware_tools
 from firmware_tools.bundle import archive
 from firmware_tools.bundle.archive import Member
 from firmware_tools.bundle.build import BundleRecipe, build
@@ -81,7 +82,8 @@ def make_recipe(
     """Return a recipe with small inputs, made in `folder` if they are not there yet."""
     if not (folder / "model").exists():
         make_model(folder / "model")
-        (folder / "config.toml").write_text('[broker]\nhost = "127.0.0.1"\n')
+        template = Path(str(firmware_tools.__file__)).parent / "templates" / "multispin.toml"
+        (folder / "config.toml").write_bytes(template.read_bytes())
         (folder / "packages" / "thing").mkdir(parents=True)
         (folder / "packages" / "thing" / "__init__.py").write_text("ANSWER = 42\n")
         (folder / "packages" / "thing-1.dist-info").mkdir()
