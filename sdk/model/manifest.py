@@ -49,6 +49,7 @@ class Manifest:
         weights: how weights are stored, one of `sdk.export.WEIGHTS`.
         kv_type: element type of the KV cache, "float32" or "float16".
         parity: what the check against the source model measured.
+        quality: what the weight type cost against single precision; empty where it costs nothing.
         files: by name, every file that the export wrote or relies on.
         versions: of the libraries that made the graph.
     """
@@ -63,6 +64,7 @@ class Manifest:
     weights: str
     kv_type: str = "float32"
     parity: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from sdk.cli import main
 from sdk.errors import ExportError
-from sdk.export import exporter, parity
+from sdk.export import parity, trace
 from sdk.export.exporter import export_model
 from sdk.model.decoder import Decoder
 from sdk.model.manifest import Manifest
@@ -149,7 +149,7 @@ def test_rotary_embedding_without_a_fixed_table_is_refused(llama: Path, tmp_path
 def test_graph_that_differs_from_its_source_is_refused(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean = exporter.clean
+    clean = trace.clean
 
     def damage(model: onnx.ModelProto) -> None:
         clean(model)
@@ -157,7 +157,7 @@ def test_graph_that_differs_from_its_source_is_refused(
         damaged = numpy_helper.to_array(tensor) * np.float32(1.02)
         tensor.CopyFrom(numpy_helper.from_array(damaged, tensor.name))
 
-    monkeypatch.setattr(exporter, "clean", damage)
+    monkeypatch.setattr(trace, "clean", damage)
     with pytest.raises(ExportError, match="differs from LlamaForCausalLM"):
         export_model(llama, tmp_path / "out")
     assert names(tmp_path) == set()
@@ -169,7 +169,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(exporter, "save", fail)
+    monkeypatch.setattr(trace, "save", fail)
     with pytest.raises(ExportError, match="No space left on device; nothing was written"):
         export_model(llama, tmp_path / "out")
     assert names(tmp_path) == set()
