@@ -37,7 +37,9 @@ from sdk.energy.record import (
     idle_between,
     record_schema,
 )
+from sdk.energy.recording import write_recording
 from sdk.energy.registry import Driver, find_meters, open_meter
+from sdk.energy.tokens import Tokens
 from sdk.energy.window import Measurement, Verdict, WindowError
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "Sample",
     "Scope",
     "Span",
+    "Tokens",
     "Verdict",
     "WindowError",
     "available",
@@ -66,4 +69,5 @@ __all__ = [
     "idle_between",
     "open_meter",
     "record_schema",
+    "write_recording",
 ]

@@ -36,6 +36,7 @@ class Calibration:
         var_offset: variance of b, W².
         cov: covariance of a and b, W.
         reference: what it was fitted against.
+        scope: where the reference sits (`Scope`), hence what the calibrated figure contains.
         date: ISO date of the fit.
         points: how many pairs of intervals went in.
         residual_w: standard deviation of what the fit leaves.
@@ -47,6 +48,7 @@ class Calibration:
     var_offset: float = 0.0
     cov: float = 0.0
     reference: str = ""
+    scope: str = ""
     date: str = ""
     points: int = 0
     residual_w: float = 0.0
@@ -67,13 +69,19 @@ class Calibration:
 
 
 def fit(
-    read_w: NDArray[np.float64], reference_w: NDArray[np.float64], *, reference: str, date: str
+    read_w: NDArray[np.float64],
+    reference_w: NDArray[np.float64],
+    *,
+    reference: str,
+    scope: str,
+    date: str,
 ) -> Calibration:
     """Fit gain and offset by least squares, with the covariance from the residuals.
 
     Args:
         read_w: mean power by the meter to calibrate, one per interval.
         reference_w: mean power by the reference over the same intervals.
+        reference, scope, date: kept with the figures.
 
     Raises:
         EnergyError: with too few intervals, or a load that hardly varied.
@@ -99,6 +107,7 @@ def fit(
         var_offset=float(covariance[1, 1]),
         cov=float(covariance[0, 1]),
         reference=reference,
+        scope=scope,
         date=date,
         points=len(read_w),
         residual_w=math.sqrt(variance),

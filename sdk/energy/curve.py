@@ -16,7 +16,7 @@ from sdk.energy.interface import Kind
 from sdk.energy.ring import Trace
 from sdk.errors import EnergyError
 
-__all__ = ["GAP_PERIODS", "EnergyCurve", "energy_curve"]
+__all__ = ["GAP_PERIODS", "EnergyCurve", "Floats", "energy_curve"]
 
 Floats = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ tokens.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from sdk.energy.board import BoardState, read_board
-from sdk.energy.interface import EnergyMeter, MeterLostError, Sample
+from sdk.energy.interface import EnergyMeter, Sample
 from sdk.energy.ring import DEFAULT_CAPACITY, SampleRing, Trace
 from sdk.energy.window import Measurement, WindowError, measure
 from sdk.errors import EnergyError
@@ -29,6 +30,7 @@ from sdk.errors import EnergyError
 __all__ = ["EnergyMonitor", "Window"]
 
 _BOARD_PERIOD_S = 5.0
+_MIN_POLL_S = 0.02  # meters that send faster are read in batches
 _FIRST_SAMPLE_TIMEOUT_S = 3.0
 _REOPEN_FIRST_S = 0.5
 _REOPEN_LIMIT_S = 15.0
@@ -194,7 +196,7 @@ class EnergyMonitor:
             try:
                 self._keep(self.meter.read(), missing)
                 missing = 0
-            except MeterLostError as error:
+            except EnergyError as error:
                 self._faults.append((time.monotonic(), str(error)))
                 missing = 1
                 self._reopen()
@@ -203,7 +205,8 @@ class EnergyMonitor:
                 self._note_board()
                 board_due_s = now_s + _BOARD_PERIOD_S
             self._cpu_share = time.thread_time() / max(now_s - started_s, 1.0)
-            due_s += self._period_s * max(1, -int(-(now_s - due_s) // self._period_s))
+            poll_s = max(self._period_s, _MIN_POLL_S)
+            due_s += poll_s * max(1, math.ceil((now_s - due_s) / poll_s))
             self._stop.wait(max(due_s - time.monotonic(), 0.0))
 
     def _keep(self, samples: Sequence[Sample], missing: int) -> None:

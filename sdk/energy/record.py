@@ -21,6 +21,7 @@ import numpy as np
 from sdk.energy.attribution import PhaseEnergy, split
 from sdk.energy.phases import Phase, PhaseLog
 from sdk.energy.recording import info_to_json
+from sdk.energy.tokens import Tokens
 from sdk.energy.window import Measurement, Verdict, finite, worst
 from sdk.errors import EnergyError
 
@@ -29,7 +30,6 @@ __all__ = [
     "EnergyRecord",
     "Idle",
     "Interval",
-    "Tokens",
     "energy_per_token",
     "idle_between",
     "record_schema",
@@ -50,25 +50,6 @@ class Interval(NamedTuple):
     def per(self, count: int) -> Interval:
         """Return the interval divided by a count."""
         return Interval(self.value / count, self.low / count, self.high / count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """What the energy was spent on."""
-
-    drafted: int
-    accepted: int
-    emitted: int
-    prompt: int = 0
-    rounds: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.drafted, self.accepted, self.emitted, self.prompt, self.rounds) < 0:
-            raise EnergyError("energy per token: counts must not be below 0")
-        if self.accepted > self.drafted:
-            raise EnergyError(
-                f"energy per token: {self.accepted} accepted of {self.drafted} drafted tokens"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """A meter's samples in a file: one JSON value a line.
 
-The first line describes the meter, `[t_s, value, lost]` is a sample and `["draft", t_s]` the begin
-of a phase, times in seconds from the recording's start. A plain CSV with the columns t_s,power_w is
-read too. Knows nothing of meters at work.
+The first line describes the meter, `[t_s, value, lost]` is a sample, `["draft", t_s]` the begin of
+a phase and `{"window": [t0_s, t1_s], "tokens": {…}}` what was generated when; times are seconds
+from the recording's start. A plain CSV with the columns t_s,power_w is read too. Knows nothing of
+meters at work.
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from typing import IO, Any
 from sdk.energy.calibration import Calibration
 from sdk.energy.interface import Kind, MeterInfo, Sample, Scope
 from sdk.energy.phases import Phase, PhaseLog
+from sdk.energy.ring import Trace
+from sdk.energy.tokens import Tokens
 from sdk.errors import EnergyError
 
-__all__ = ["Recording", "RecordingWriter", "info_from_json", "info_to_json", "read_recording"]
+__all__ = [
+    "Recording",
+    "RecordingWriter",
+    "info_from_json",
+    "info_to_json",
+    "read_recording",
+    "write_recording",
+]
 
 SCHEMA = "multispin.energy-recording/1"
 _MAX_SAMPLES = 20_000_000
@@ -32,11 +42,15 @@ class Recording:
     info: MeterInfo
     samples: list[Sample] = field(default_factory=list)
     phases: PhaseLog = field(default_factory=PhaseLog)
+    window: tuple[float, float] | None = None
+    tokens: Tokens | None = None
 
     @property
-    def duration_s(self) -> float:
-        """Return the time from the first sample to the last."""
-        return self.samples[-1].time_s - self.samples[0].time_s if self.samples else 0.0
+    def span_s(self) -> tuple[float, float]:
+        """Return the window, or the times of the first and the last sample."""
+        if self.window is not None or not self.samples:
+            return self.window or (0.0, 0.0)
+        return self.samples[0].time_s, self.samples[-1].time_s
 
 
 class RecordingWriter:
@@ -55,7 +69,7 @@ class RecordingWriter:
         self._start_s = start_s
         self._line({"schema": SCHEMA, "meter": info_to_json(info)})
 
-    def samples(self, samples: Iterable[Sample]) -> None:
+    def samples(self, samples: Iterable[tuple[float, float, int]]) -> None:
         """Append samples."""
         for time_s, value, lost in samples:
             self._line([round(time_s - self._start_s, 6), value, lost])
@@ -64,12 +78,34 @@ class RecordingWriter:
         """Append the begin of a phase."""
         self._line([phase.value, round(time_s - self._start_s, 6)])
 
+    def generated(self, tokens: Tokens, t0_s: float, t1_s: float) -> None:
+        """Append what was generated in a window."""
+        window = [round(t0_s - self._start_s, 6), round(t1_s - self._start_s, 6)]
+        self._line({"window": window, "tokens": asdict(tokens)})
+
     def _line(self, value: Any) -> None:
         self._file.write(json.dumps(value) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def write_recording(
+    path: Path, trace: Trace, phases: PhaseLog, tokens: Tokens, t0_s: float, t1_s: float
+) -> None:
+    """Write the samples, phases and tokens of a window that has been measured.
+
+    Raises:
+        EnergyError: if the file cannot be written.
+    """
+    writer = RecordingWriter(path=path, info=trace.info, start_s=t0_s)
+    rows = zip(trace.times_s, trace.values, trace.lost, strict=True)
+    writer.samples(Sample(float(at_s), float(value), int(lost)) for at_s, value, lost in rows)
+    for span in phases.spans(t0_s, t1_s):
+        writer.phase(span.phase, span.start_s)
+    writer.generated(tokens, t0_s, t1_s)
+    writer.close()
 
 
 def read_recording(path: Path) -> Recording:
@@ -94,6 +130,9 @@ def _from_lines(file: Iterable[str], path: Path) -> Recording:
                 if value["schema"] != SCHEMA:
                     raise ValueError(f"schema {value['schema']!r}, not {SCHEMA}")
                 recording = Recording(info=info_from_json(value["meter"]))
+            elif isinstance(value, dict):
+                recording.window = (float(value["window"][0]), float(value["window"][1]))
+                recording.tokens = Tokens(**value["tokens"])
             elif isinstance(value[0], str):
                 recording.phases.enter(value[0], now_s=float(value[1]))
             else:

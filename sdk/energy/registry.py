@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import NamedTuple
 
+from sdk.energy.calibrated import CalibratedMeter
 from sdk.energy.interface import (
     Availability,
     EnergyMeter,
@@ -31,6 +32,19 @@ ENTRY_POINT_GROUP = "multispin.meters"
 # Where each driver's `DRIVER` is; the order is the order in which "auto" tries them: what sees the
 # whole board before what sees a part of it.
 _BUILT_IN = {
+    "hwmon": "sdk.energy.meters.hwmon",
+    "line": "sdk.energy.meters.line",
+    "ppk2": "sdk.energy.meters.ppk2",
+    "um25c": "sdk.energy.meters.ruideng",
+    "atorch": "sdk.energy.meters.atorch",
+    "lpm01a": "sdk.energy.meters.lpm01a",
+    "jetson": "sdk.energy.meters.jetson",
+    "pi5-pmic": "sdk.energy.meters.pi5",
+    "pi5-input": "sdk.energy.meters.pi5_input",
+    "tegrastats": "sdk.energy.meters.tegrastats",
+    "battery": "sdk.energy.meters.battery",
+    "rapl": "sdk.energy.meters.rapl",
+    "nvml": "sdk.energy.meters.nvml",
     "replay": "sdk.energy.meters.replay",
     "null": "sdk.energy.meters.null",
 }
@@ -121,17 +135,18 @@ def _try(driver: Driver, target: str) -> Found:
         return Found(driver.name, target, driver.summary, None, Availability(False, str(error)))
 
 
-def open_meter(spec: str) -> EnergyMeter:
+def open_meter(spec: str, *, calibrated: bool = True) -> EnergyMeter:
     """Return the meter that a user named, not yet opened.
 
     Args:
         spec: "auto", "DRIVER" or "DRIVER:TARGET".
+        calibrated: whether a calibration stored for it is applied.
 
     Raises:
         MeterNotFoundError: if there is no such driver or nothing that gives a value.
     """
     if spec == "auto":
-        return _automatic()
+        spec = _automatic()
     name, _, target = spec.partition(":")
     known = drivers()
     driver = known.get(name)
@@ -139,14 +154,15 @@ def open_meter(spec: str) -> EnergyMeter:
         raise MeterNotFoundError(f"open meter '{spec}': not one of auto, {', '.join(known)}")
     if isinstance(driver, str):
         raise MeterNotFoundError(f"open meter '{spec}': {driver}")
-    return driver.open(target)
+    meter = driver.open(target)
+    return CalibratedMeter(meter=meter) if calibrated else meter
 
 
-def _automatic() -> EnergyMeter:
+def _automatic() -> str:
     reasons = []
     for found in find_meters(automatic_only=True):
         if found.availability.ok:
-            return open_meter(found.spec)
+            return found.spec
         reasons.append(f"{found.driver}: {found.availability.reason}")
     raise MeterNotFoundError(
         "open meter 'auto': none gives a value; name one, or see 'multispin energy list' "

@@ -15,10 +15,10 @@ from sdk.energy.monitor import Window
 
 
 class SteadyMeter:
-    """Counts 5 J a second at 100 Hz; goes away between `lost_from_s` and `lost_until_s`."""
+    """Counts 5 J a second at 50 Hz; goes away between `lost_from_s` and `lost_until_s`."""
 
     info = MeterInfo(
-        driver="steady", label="test", kind=Kind.COUNTER, scope=Scope.MODULE, rate_hz=100.0
+        driver="steady", label="test", kind=Kind.COUNTER, scope=Scope.MODULE, rate_hz=50.0
     )
 
     def __init__(self, lost_from_s: float = 1e9, lost_until_s: float = 1e9) -> None:
