@@ -1,0 +1,649 @@
+"""Updates over MQTT: against a real broker with TLS and ACL, and over a link that loses blocks."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from firmware_broker import NOW, free_port, run_broker
+from firmware_bundles import make_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware_tools.board.install import Host
+from firmware_tools.board.paths import BoardPaths
+from firmware_tools.board.slots import Slots
+from firmware_tools.board.state import GOOD
+from firmware_tools.bundle.build import build
+from firmware_tools.bundle.release import Release
+from firmware_tools.bundle.signed import open_bundle, sign
+from firmware_tools.keys import KeyStore
+from firmware_tools.ota.agent import Agent, AgentFiles, ThreadedAgent, make_agent
+from firmware_tools.ota.messages import (
+    BLOCK_BYTES,
+    Block,
+    Command,
+    Report,
+    Request,
+    decode,
+    encode,
+)
+from firmware_tools.ota.operator import Operator
+from firmware_tools.ota.part import PartFile
+from firmware_tools.ota.puller import Pace, Puller
+from firmware_tools.ota.rollout import Rollout
+from firmware_tools.ota.shop import Shop
+from sdk.cli import main
+from sdk.config import BrokerConfig
+from sdk.errors import MalformedFrameError
+from sdk.protocol import topics
+from sdk.transport.interface import Transport
+from sdk.transport.memory import Faults, MemoryHub
+from sdk.transport.mqtt import MqttTransport
+
+PI = Host(machine="aarch64", python="3.11", glibc=(2, 36))
+
+
+class Fleet:
+    """A release with versions 1 to 3, and boards that run version 1."""
+
+    def __init__(self, folder: Path, keys: KeyStore) -> None:
+        self.folder, self.keys = folder, keys
+        self.release = Release(folder=folder / "release", keys=keys, now=NOW)
+        root = self.release.first_root()
+        self.root = root
+        self.first = self.bundle(1)
+        self.release.add([self.first, self.bundle(2)])
+
+    def bundle(self, release: int) -> Path:
+        # Padding that does not compress makes several windows of blocks.
+        folder = self.folder / "inputs"
+        recipe = make_recipe(folder, version=f"{release}.0.0", release=release)
+        (folder / "packages/noise.bin").write_bytes(Noise(release).bytes(900_000))
+        path = self.folder / f"{release}.bundle"
+        build(recipe, path)
+        sign(path, self.keys.signing_key("bundle"))
+        return path
+
+    def board(self, device: str) -> Slots:
+        """Return a board with version 1, proven, and its identity."""
+        slots = Slots(BoardPaths(root=self.folder / device))
+        bundle = open_bundle(self.first, [self.keys.verify_key("bundle")])
+        slots.install(bundle.manifest, bundle.unpack)
+        slots.good()
+        return slots
+
+    def files(self, slots: Slots, device: str) -> AgentFiles:
+        keys = (self.keys.verify_key("bundle"),)
+        return AgentFiles(paths=slots.paths, device=device, keys=keys, root=self.root)
+
+    def rollout(self, *devices: str, **options: int) -> Rollout:
+        chosen = {"canaries": 1, "max_failures": 0, "parallel": 4} | options
+        return Rollout(id="c0ffee", devices=devices, silence_s=60, **chosen)  # type: ignore[arg-type]
+
+    def operator(
+        self, transport: Transport, rollout: Rollout, version: str = "2.0.0", rate: int = 1 << 30
+    ) -> Operator:
+        return Operator(
+            transport=transport,
+            rollout=rollout,
+            shop=Shop(release=self.folder / "release"),
+            version=version,
+            rate_bytes_s=rate,
+        )
+
+
+class Noise:
+    """Bytes that do not compress, the same for the same seed."""
+
+    def __init__(self, seed: int) -> None:
+        import random
+
+        self._random = random.Random(seed)
+
+    def bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Fleet:
+    return Fleet(tmp_path_factory.mktemp("fleet"), key_store)
+
+
+@pytest.fixture
+def fleet(shared_fleet: Fleet, tmp_path: Path) -> Fleet:
+    """The session's release, with boards of the test's own."""
+    import copy
+    import shutil
+
+    own = copy.copy(shared_fleet)
+    own.folder = tmp_path
+    shutil.copytree(shared_fleet.folder / "release", tmp_path / "release")
+    return own
+
+
+class Machine:
+    """A board as systemd runs it: restarts the agent, and lets the new slot prove itself or not."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        device: str,
+        connect: Callable[[], Transport],
+        proves: Callable[[Slots], object] = Slots.good,
+    ) -> None:
+        self.slots = fleet.board(device)
+        self.starts = 0
+        self._fleet, self._device, self._connect, self._proves = fleet, device, connect, proves
+        self._off = threading.Event()
+        self._restart = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def restart(self) -> None:
+        """End the agent as a crash would."""
+        self._restart.set()
+
+    def _run(self) -> None:
+        while not self._off.is_set():
+            self.starts += 1
+            self._restart.clear()
+            state = self.slots.started()
+            if state.trying:
+                self._proves(self.slots)
+            transport = self._connect()
+            agent = Agent(
+                files=self._fleet.files(self.slots, self._device), transport=transport, host=PI
+            )
+            # A crash in the middle of a download: the next message is the last.
+            agent._puller.cancelled = partial(self._die_or, agent)
+            try:
+                while not (agent.restart_wanted or self._off.is_set() or self._restart.is_set()):
+                    agent.run_once(0.1)
+            except AgentCrashError:
+                pass
+            finally:
+                transport.close()
+
+    def _die_or(self, agent: Agent) -> bool:
+        if self._restart.is_set() or self._off.is_set():
+            raise AgentCrashError
+        return agent._is_cancelled()
+
+    def __enter__(self) -> Machine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._off.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+class AgentCrashError(BaseException):
+    """Ends an agent without a word."""
+
+
+class Wire:
+    """The fleet's broker and everybody's connections to it."""
+
+    def __init__(self, folder: Path, keys: KeyStore) -> None:
+        self.folder, self.keys, self.port = folder, keys, free_port()
+        self._broker = ExitStack()
+
+    def start(self) -> None:
+        self._broker.enter_context(run_broker(self.folder, self.keys, self.port))
+
+    def stop(self) -> None:
+        self._broker.close()
+
+    def operator(self) -> MqttTransport:
+        config = self._config(self.keys.public / "edge.crt", self.keys.secret / "edge.key")
+        return MqttTransport(
+            broker=config,
+            client_id="flash-test",
+            subscriptions=[("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0)],
+            backlog_bytes=16 << 20,
+        )
+
+    def board(self, device: str) -> MqttTransport:
+        folder = self.keys.public / "devices" / device
+        secret = self.keys.secret / "devices" / device
+        if not folder.exists():
+            self.keys.issue_device(device, now=NOW)
+        return MqttTransport(
+            broker=self._config(folder / "device.crt", secret / "device.key"),
+            client_id=f"{device}-update",
+            subscriptions=[(topics.down(device, "update"), 1), (topics.down(device, "block"), 0)],
+        )
+
+    def _config(self, certificate: Path, key: Path) -> BrokerConfig:
+        return BrokerConfig(
+            host="localhost",
+            port=self.port,
+            ca_file=self.keys.public / "ca.crt",
+            cert_file=certificate,
+            key_file=key,
+        )
+
+
+@pytest.fixture
+def wire(tmp_path: Path, key_store: KeyStore) -> Iterator[Wire]:
+    wire = Wire(tmp_path, key_store)
+    wire.start()
+    yield wire
+    wire.stop()
+
+
+def test_a_fleet_is_updated_and_the_same_again_is_success(fleet: Fleet, wire: Wire) -> None:
+    devices = ("ota-1", "ota-2", "ota-3")
+    with ExitStack() as stack:
+        machines = [
+            stack.enter_context(Machine(fleet, each, lambda each=each: wire.board(each)))  # type: ignore[misc]
+            for each in devices
+        ]
+        transport = stack.enter_context(wire.operator())
+        assert fleet.operator(transport, fleet.rollout(*devices)).run()
+        assert [each.slots.load().running.version for each in machines] == ["2.0.0"] * 3
+        assert all(each.slots.load().running.status == GOOD for each in machines)
+        starts = [machine.starts for machine in machines]
+        again = replace_id(fleet.rollout(*devices), "again")
+        assert fleet.operator(transport, again).run()
+        reasons = {board.report.reason for board in again.boards.values() if board.report}
+        assert reasons == {"already at this version"}
+        assert [machine.starts for machine in machines] == starts
+
+
+def replace_id(rollout: Rollout, name: str) -> Rollout:
+    rollout.id = name
+    return rollout
+
+
+def test_the_broker_and_the_agent_may_restart_in_the_middle(fleet: Fleet, wire: Wire) -> None:
+    with ExitStack() as stack:
+        machine = Machine(fleet, "ota-4", lambda: wire.board("ota-4"))
+        transport = stack.enter_context(wire.operator())
+        rollout = fleet.rollout("ota-4")
+        operator = fleet.operator(transport, rollout, rate=400_000)
+        pulled: list[int] = []
+        shop_answer = operator.shop.answer
+        served = [0]
+
+        def answer(transport: Transport, device: str, payload: bytes) -> int:
+            request = decode(Request, payload)
+            sent = shop_answer(transport, device, payload)
+            if request.file.startswith("targets/"):
+                served[0] += sent
+                pulled.append(request.first)
+            return sent
+
+        operator.shop = type("Spy", (), {"answer": staticmethod(answer)})()  # type: ignore[assignment]
+        stack.enter_context(machine)
+        while served[0] < 300_000:
+            operator.step(0.1)
+        wire.stop()
+        wire.start()  # a broker without memory
+        while served[0] < 600_000:
+            operator.step(0.1)
+        machine.restart()
+        while not rollout.over:
+            operator.step(0.1)
+        assert rollout.failures == []
+        assert machine.slots.load().running.version == "2.0.0"
+        size = (fleet.folder / "release/targets/pi5-py3.11-2.0.0.bundle").stat().st_size
+        assert served[0] < size + 12 * BLOCK_BYTES  # it went on where it was
+
+
+@pytest.mark.parametrize(
+    ("proves", "reason"),
+    [
+        (lambda slots: slots.failed("its drafter answers wrongly"), "answers wrongly"),
+        (lambda slots: [slots.stopped("it crashed")] + [slots.started() for _ in "abc"], "crashed"),
+    ],
+)
+def test_an_update_that_rolls_back_is_reported_with_its_reason(
+    fleet: Fleet, wire: Wire, proves: Callable[[Slots], object], reason: str
+) -> None:
+    with ExitStack() as stack:
+        machine = Machine(fleet, "ota-5", lambda: wire.board("ota-5"), proves)
+        stack.enter_context(machine)
+        transport = stack.enter_context(wire.operator())
+        rollout = fleet.rollout("ota-5", "ota-6")
+        assert not fleet.operator(transport, rollout).run()
+        report = rollout.boards["ota-5"].report
+        assert report is not None
+        assert reason in report.reason
+        assert machine.slots.load().running.version == "1.0.0"
+        assert rollout.stopped == "canary ota-5 failed"
+        assert rollout.boards["ota-6"].asked_s is None
+
+
+@contextmanager
+def memory_agent(
+    fleet: Fleet, device: str, faults: Faults | None = None
+) -> Iterator[tuple[Agent, Transport, Slots]]:
+    """An agent and an operator's transport, joined without a broker."""
+    hub = MemoryHub()
+    slots = fleet.board(device)
+    board = hub.connect(
+        client_id=device,
+        subscriptions=[(topics.down(device, "update"), 1), (topics.down(device, "block"), 0)],
+        downlink=faults or Faults(),
+    )
+    boss = hub.connect(
+        client_id="edge", subscriptions=[("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0)]
+    )
+    agent = Agent(files=fleet.files(slots, device), transport=board, host=PI)
+    agent._puller.timeout_s = 0.05
+    yield agent, boss, slots
+    board.close()
+    boss.close()
+
+
+def drive(
+    fleet: Fleet, agent: Agent, boss: Transport, *, shop: Shop | None = None
+) -> threading.Event:
+    """Serve blocks in a thread until the returned event is set."""
+    stop = threading.Event()
+    served = shop or Shop(release=fleet.folder / "release")
+
+    def run() -> None:
+        while not stop.is_set():
+            message = boss.receive(0.05)
+            if message is not None and message.topic.endswith("/up/block"):
+                served.answer(boss, agent.files.device, message.payload)
+            elif message is not None:
+                REPORTS.append(decode(Report, message.payload))
+
+    REPORTS.clear()
+    threading.Thread(target=run, daemon=True).start()
+    return stop
+
+
+REPORTS: list[Report] = []
+
+
+def wish(boss: Transport, device: str, command: Command) -> None:
+    boss.publish(topics.down(device, "update"), encode(command), qos=1, retain=True)
+
+
+TO_TWO = Command(id="w1", version="2.0.0", rate_bytes_s=1 << 30)
+
+
+def obey(fleet: Fleet, agent: Agent, boss: Transport, command: Command) -> Report:
+    """Give a command, let the agent carry it out, and return its last report."""
+    stop = drive(fleet, agent, boss)
+    wish(boss, agent.files.device, command)
+    for _ in range(3):
+        agent.run_once(0.05)
+    stop.wait(0.2)
+    stop.set()
+    assert agent._report is not None
+    return agent._report
+
+
+def test_blocks_lost_doubled_and_reordered_still_make_the_bundle(fleet: Fleet) -> None:
+    faults = Faults(loss=0.2, duplicate=0.2, reorder=0.3, reorder_s=0.08, seed=3)
+    with memory_agent(fleet, "mem-1", faults) as (agent, boss, slots):
+        assert obey(fleet, agent, boss, TO_TWO).status == "restarting"
+        assert agent.restart_wanted
+        assert slots.load().running.version == "2.0.0"
+
+
+def test_a_replayed_command_does_not_run_twice(fleet: Fleet) -> None:
+    with memory_agent(fleet, "mem-2") as (agent, boss, slots):
+        obey(fleet, agent, boss, TO_TWO)
+        slots.good()
+        agent.restart_wanted = False
+        agent.run_once(0)
+        assert agent._report is not None
+        assert agent._report.status == "successful"
+        slots.rollback("by hand")
+        assert obey(fleet, agent, boss, TO_TWO).status == "successful"  # told again, not done again
+        assert slots.load().running.version == "1.0.0"
+        assert not agent.restart_wanted
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        ("older", "older"),
+        ("absent", "absent"),
+        ("tampered bundle", "tampered"),
+        ("tampered metadata", "(key)"),
+        ("stranger's bundle", "(key)"),
+        ("foreign board", "(board)"),
+        ("expired", "expired"),
+        ("endless metadata", "too long"),
+    ],
+)
+def test_every_attack_is_refused_with_its_reason_and_the_board_stays_as_it_was(
+    fleet: Fleet, tmp_path: Path, attack: str, reason: str
+) -> None:
+    release = fleet.folder / "release"
+    bundle = release / "targets" / "pi5-py3.11-2.0.0.bundle"
+    command = TO_TWO
+    with memory_agent(fleet, "mem-3") as (agent, boss, slots):
+        if attack == "older":
+            obey(fleet, agent, boss, TO_TWO)
+            slots.good()
+            agent.restart_wanted = False
+            command = Command(id="w2", version="1.0.0", rate_bytes_s=1 << 30)
+        elif attack == "absent":
+            command = Command(id="w2", version="7.0.0", rate_bytes_s=1 << 30)
+        elif attack == "tampered bundle":
+            content = bundle.read_bytes()
+            bundle.write_bytes(content[:-3000] + b"?" + content[-2999:])
+        elif attack == "tampered metadata":
+            path = release / "metadata/1.targets.json"
+            found = json.loads(path.read_bytes())
+            found["signed"]["targets"][bundle.name]["length"] += 1
+            path.write_text(json.dumps(found))
+        elif attack == "stranger's bundle":
+            stranger = KeyStore.create(tmp_path / "stranger", ["x"], now=NOW)
+            agent.files = replace(agent.files, keys=(stranger.verify_key("bundle"),))
+        elif attack == "foreign board":
+            agent._host = Host(machine="x86_64", python="3.11", glibc=(2, 36))
+        elif attack == "expired":
+            (slots.paths.data).mkdir(parents=True, exist_ok=True)
+            (slots.paths.data / "clock").write_text(str(int(NOW.timestamp()) + 100 * 86400))
+        elif attack == "endless metadata":
+            (release / "metadata/timestamp.json").write_bytes(bytes(20 << 20))
+        before = slots.load()
+        report = obey(fleet, agent, boss, command)
+        assert report.status == "failed"
+        assert reason in report.reason
+        assert slots.load() == before
+        assert not agent.restart_wanted
+
+
+def test_an_update_during_a_trial_is_refused(fleet: Fleet) -> None:
+    with memory_agent(fleet, "mem-4") as (agent, boss, slots):
+        obey(fleet, agent, boss, TO_TWO)
+        agent.restart_wanted = False  # the service did not restart
+        again = Command(id="w2", version="2.0.0", rate_bytes_s=1 << 30)
+        assert "on trial" in obey(fleet, agent, boss, again).reason
+        assert slots.load().trying
+
+
+def test_rubbish_and_cleared_commands_do_nothing(fleet: Fleet) -> None:
+    with memory_agent(fleet, "mem-5") as (agent, boss, slots):
+        topic = topics.down("mem-5", "update")
+        for payload in (b"", b"{}", b"\xff", b'{"id": 7}', b"[" * 5000, b'{"id": "../x"}'):
+            boss.publish(topic, payload, qos=1)
+            agent.run_once(0.05)
+        assert agent._report is None
+        assert slots.load().running.version == "1.0.0"
+
+
+def test_a_cleared_command_ends_a_download(fleet: Fleet) -> None:
+    with memory_agent(fleet, "mem-6") as (agent, boss, slots):
+
+        class Clears(Shop):
+            def answer(self, transport: Transport, device: str, payload: bytes) -> int:
+                if b"targets/" in payload:
+                    transport.publish(topics.down(device, "update"), b"", qos=1, retain=True)
+                return Shop.answer(self, transport, device, payload)
+
+        stop = drive(fleet, agent, boss, shop=Clears(release=fleet.folder / "release"))
+        wish(boss, "mem-6", TO_TWO)
+        agent.run_once(0.5)
+        stop.set()
+        assert agent._report is not None
+        assert "cancelled" in agent._report.reason
+        assert slots.load().running.version == "1.0.0"
+
+
+def test_a_board_without_a_broker_in_its_configuration_only_waits(tmp_path: Path) -> None:
+    worker = make_agent(BoardPaths(root=tmp_path))
+    assert worker.step(0.01) is False
+    assert not isinstance(worker, ThreadedAgent)
+
+
+def test_the_command_line_rolls_out_to_a_group(
+    fleet: Fleet, wire: Wire, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = tmp_path / "group"
+    group.write_text("ota-7  # the first\n\nota-8\n")
+    options = ["flash", "ota", "--broker", f"localhost:{wire.port}", "--group", str(group)]
+    options += ["--release-dir", str(fleet.folder / "release"), "--keys", str(wire.keys.public)]
+    with ExitStack() as stack:
+        for each in ("ota-7", "ota-8"):
+            connect = lambda each=each: wire.board(each)  # noqa: E731
+            stack.enter_context(Machine(fleet, each, connect))  # type: ignore[arg-type]
+        assert main([*options, "--json", "--rate-kib-s", "100000"]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert lines[-1] == {"version": "2.0.0", "stopped": "", "failed": []}
+        ends = {line["device"]: line["status"] for line in lines[:-1]}
+        assert ends == {"ota-7": "successful", "ota-8": "successful"}
+        assert main(options) == 0
+        assert "already at this version" in capsys.readouterr().out
+
+
+def test_a_silent_board_fails_the_rollout(fleet: Fleet) -> None:
+    hub = MemoryHub()
+    boss = hub.connect(client_id="edge", subscriptions=[("sd/1/+/up/update", 1)])
+    rollout = Rollout(
+        id="c", devices=("gone",), canaries=1, max_failures=0, parallel=1, silence_s=0.3
+    )
+    assert not fleet.operator(boss, rollout).run()
+    assert "no word" in (rollout.boards["gone"].report or Report(id="x", status="failed")).reason
+    late = hub.connect(client_id="gone", subscriptions=[(topics.down("gone", "update"), 1)])
+    assert late.receive(0.1) is None  # the command was cleared: nobody obeys it later
+    boss.close()
+    late.close()
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.integers(1, 5),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_no_rollout_goes_past_its_canaries_or_its_failures(
+    count: int, canaries: int, max_failures: int, parallel: int, well: list[bool]
+) -> None:
+    devices = [f"d{number}" for number in range(count)]
+    rollout = Rollout(
+        id="r",
+        devices=devices,
+        canaries=min(canaries, count),
+        max_failures=max_failures,
+        parallel=parallel,
+        silence_s=10,
+    )
+    now_s, at_work, asked = 0.0, [], []
+    while not rollout.over:
+        fresh = rollout.next(now_s)
+        asked += fresh
+        at_work += fresh
+        assert len(at_work) <= parallel
+        if len(asked) > canaries:
+            assert all(well[:canaries][:count])
+        device = at_work.pop(0)
+        status = "successful" if well[devices.index(device)] else "failed"
+        assert rollout.hear(device, Report(id="r", status=status), now_s)
+        assert not rollout.hear(device, Report(id="r", status="accepted"), now_s)
+        now_s += 1
+    assert len(rollout.failures) <= max_failures + parallel
+    if all(well[:count]):
+        assert asked == devices
+
+
+@given(st.binary(max_size=200))
+def test_a_block_survives_the_wire_and_no_bytes_break_the_reader(data: bytes) -> None:
+    block = Block(nonce=7, index=3, file_bytes=9, data=data)
+    frame = block.to_bytes()
+    assert Block.from_bytes(frame) == block
+    for at in range(len(frame)):
+        with pytest.raises(MalformedFrameError):
+            Block.from_bytes(frame[:at])
+    if data:
+        with pytest.raises(MalformedFrameError):
+            Block.from_bytes(frame[:-1] + bytes([frame[-1] ^ 1]))
+    for kind in (Command, Report, Request):
+        with pytest.raises(MalformedFrameError):
+            decode(kind, data)
+
+
+@given(order=st.permutations(range(5)), first=st.integers(0, 5))
+def test_a_part_file_goes_on_after_a_restart(
+    order: list[int], first: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = Noise(1).bytes(4 * 1024 + 100)
+    path = tmp_path_factory.mktemp("part") / "bundle"
+    options = {"path": path, "size_bytes": len(content), "block_bytes": 1024}
+    with PartFile(sha256="a", **options) as part:  # type: ignore[arg-type]
+        for index in order[:first]:
+            assert part.put(index, content[index * 1024 : (index + 1) * 1024])
+            assert not part.put(index, content[index * 1024 : (index + 1) * 1024])
+        assert not part.put(5, b"")
+        assert not part.put(0, b"short")
+    with PartFile(sha256="a", **options) as part:  # type: ignore[arg-type]
+        assert sorted(order[first:]) == part.missing
+        for index in part.missing:
+            part.put(index, content[index * 1024 : (index + 1) * 1024])
+        assert part.done_bytes == len(content)
+    assert path.read_bytes() == content
+    with PartFile(sha256="b", **options) as part:  # type: ignore[arg-type]
+        assert len(part.missing) == 5  # another file: from the beginning
+
+
+def test_pulling_keeps_to_the_rate() -> None:
+    slept: list[float] = []
+    pace = Pace(rate_bytes_s=1000, clock=lambda: sum(slept), sleep=slept.append)
+    for _ in range(5):
+        pace.spend(500)
+    assert sum(slept) == pytest.approx(2.5)
+
+
+def test_a_request_cannot_leave_the_release(tmp_path: Path) -> None:
+    for file in ("targets/../../etc/passwd", "/etc/passwd", "targets/", "targets/.x", "keys/a"):
+        with pytest.raises(ValueError, match="file"):
+            Request(file=file, nonce=1, first=0, count=1, block_bytes=1024)
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/link").symlink_to("/etc/passwd")
+    request = Request(file="targets/link", nonce=1, first=0, count=1, block_bytes=1024)
+    assert Shop(release=tmp_path).blocks(request)[0].data is None
+
+
+def test_a_puller_ignores_blocks_of_another_request(fleet: Fleet) -> None:
+    hub = MemoryHub()
+    board = hub.connect(client_id="b", subscriptions=[(topics.down("b", "block"), 0)])
+    boss = hub.connect(client_id="e", subscriptions=[("sd/1/+/up/block", 0)])
+    puller = Puller(
+        transport=board, device="b", pace=Pace(rate_bytes_s=1 << 30), timeout_s=0.05, patience_s=0.2
+    )
+    boss.publish(
+        topics.down("b", "block"), Block(nonce=1, index=0, file_bytes=4, data=b"evil").to_bytes()
+    )
+    with pytest.raises(Exception, match="nobody sends"):
+        list(puller.fetch("metadata/timestamp.json"))
+    board.close()
+    boss.close()
