@@ -93,7 +93,7 @@ class Engine:
         waiting = [
             Waiting(
                 device=session.device,
-                session=session.id,
+                session=session.slot,  # ids are the devices' own and may be equal
                 arrived_s=session.arrived_s,
                 rows=1 + (len(session.draft.token_ids) if session.draft else 0),
             )
@@ -106,11 +106,9 @@ class Engine:
         waiting = self._waiting()
         if not waiting:
             return []
-        active = {session.id for session in self._sessions if not session.end}
-        picked = self._policy.pick(waiting, active=active, now_s=self._clock())
-        owners = {item.session: item.device for item in waiting}
-        found = (self._sessions.find(owners[session], session) for session in picked)
-        return [session for session in found if session is not None]
+        active = {session.slot: session for session in self._sessions if not session.end}
+        picked = self._policy.pick(waiting, active=active.keys(), now_s=self._clock())
+        return [active[slot] for slot in picked]
 
     def _run(self, batch: list[Session]) -> list[VerifyOutcome]:
         requests = [

@@ -93,7 +93,7 @@ class Session:
         self.seen_s = now_s
         if draft.position > len(self.tokens):
             return Arrival.AHEAD
-        if draft.round < self.round:
+        if draft.round < self.round and not draft.retry:
             return Arrival.STALE
         if self.draft is not None and draft.round == self.round and draft.position == self.position:
             return Arrival.DUPLICATE

@@ -96,7 +96,10 @@ class Controller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A draft that waits for a pass: at most one per session, oldest first."""
+    """A draft that waits for a pass: at most one per session, oldest first.
+
+    `session` is the server's own key of the session; devices choose ids that may be equal.
+    """
 
     device: str
     session: int

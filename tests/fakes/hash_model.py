@@ -8,6 +8,7 @@ so acceptance can be set from near 0 to 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,17 @@ ORDER = 3
 
 def hash_logits(sequence: Sequence[int], vocabulary_size: int, weights: int) -> NDArray[np.float32]:
     """Return logits [vocab] that depend on the last ORDER tokens and on which weights."""
-    generator = np.random.default_rng([weights, len(sequence[-ORDER:]), *sequence[-ORDER:]])
-    return generator.normal(scale=2.0, size=vocabulary_size).astype(np.float32)
+    return _hash_logits(tuple(sequence[-ORDER:]), vocabulary_size, weights)
+
+
+@lru_cache(maxsize=4096)
+def _hash_logits(
+    context: tuple[int, ...], vocabulary_size: int, weights: int
+) -> NDArray[np.float32]:
+    generator = np.random.default_rng([weights, len(context), *context])
+    logits = generator.normal(scale=2.0, size=vocabulary_size).astype(np.float32)
+    logits.setflags(write=False)
+    return logits
 
 
 class HashDrafter:
