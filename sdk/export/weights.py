@@ -112,7 +112,7 @@ def fitting_block(width: int, block: int) -> int:
 def quantise(
     weight: NDArray[np.generic], bits: int, block: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """[in, out] → packed [out, blocks, bytes] and scales [out, blocks], as MatMulNBits reads them."""
+    """[in, out] → packed [out, blocks, bytes], scales [out, blocks]: what MatMulNBits reads."""
     config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, bits=bits)
     packed, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
     return packed, scales
