@@ -42,7 +42,7 @@ _JOIN_S = 10.0  # a connection attempt in progress blocks for five
 
 @dataclass(slots=True)
 class _Control:
-    """A QoS 1 message until the broker has acknowledged it; `info` is None while it waits."""
+    """A QoS 1 message until the broker has acknowledged it; `info` is None before it is sent."""
 
     topic: str
     payload: bytes
@@ -294,9 +294,6 @@ class MqttTransport:
         with self._changed:
             self._connected = False
             self._connection = None
-            self._forget_acknowledged()
-            for control in self._control:
-                control.info = None
             self.traffic.dropped_outbound += connection.unwritten()
             connection.close()
             self._changed.notify_all()

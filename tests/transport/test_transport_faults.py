@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -246,6 +248,59 @@ def test_many_publishers_share_one_connection(
         assert {len(each.split(b":", 2)[2]) for each in mine} == {number * 50}
     assert len(received) == 800
     assert transport.callback_errors == 0
+
+
+def test_publishing_never_writes_the_socket_itself(
+    mosquitto: BrokerProcess, topic: str, join: Join
+) -> None:
+    """Two writers would tear packets apart, rarely: so watch who writes instead of waiting."""
+    transport = join(mosquitto.config, subscriptions=[(topic, 0)])
+    own_writes: list[object] = []
+
+    def watch(_frame: object, event: str, function: object) -> None:
+        if event == "c_call" and getattr(function, "__self__", None) is transport.socket():
+            own_writes.append(function)
+
+    for qos in (0, 1):
+        sys.setprofile(watch)
+        try:
+            assert transport.publish(topic, b"x", qos=qos)
+        finally:
+            sys.setprofile(None)
+        assert transport.receive(WAIT_S) is not None
+    assert own_writes == []
+
+
+def test_packets_never_mix_where_the_link_splits_them(
+    mosquitto: BrokerProcess, topic: str, join: Join, proxy_to: ProxyTo
+) -> None:
+    """Full kernel buffers split packets; only one thread may write, or halves change places."""
+    proxy = proxy_to(mosquitto.config)
+    receiver = join(mosquitto.config, subscriptions=[(topic, 1)])
+    sender = join(
+        BrokerConfig(host="127.0.0.1", port=proxy.config.port),
+        backlog_bytes=1_000_000,
+        socket_hooks=[lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)],
+    )
+
+    def work(number: int) -> None:
+        for _ in range(100):
+            while not sender.publish(topic, bytes([number]) * 50_000):
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sender.publish(topic, b"fence", qos=1)
+    received = [b""]
+    while received[-1] != b"fence":
+        message = receiver.receive(WAIT_S)
+        assert message is not None
+        received.append(message.payload)
+    assert all(payload == payload[:1] * 50_000 for payload in received[1:-1])
+    assert sender.connection_count == receiver.connection_count == 1
 
 
 def test_second_client_with_the_same_id_takes_over(

@@ -22,17 +22,28 @@ WAIT_S = 10.0
 
 
 def test_qos_1_echo_has_a_median_under_20_ms(broker: BrokerProcess, topic: str, join: Join) -> None:
-    """The one timing guard: a lost TCP_NODELAY on either end costs 44 ms and more."""
+    """The one timing guard: a lost TCP_NODELAY on either end costs 44 ms and more, every time.
+
+    The best of three runs, so that a busy machine does not fail it.
+    """
     with _echo(join(broker.config, subscriptions=[(f"{topic}/up", 1)]), f"{topic}/down"):
         device = join(broker.config, subscriptions=[(f"{topic}/down", 1)])
-        round_trips_s = []
-        for index in range(50):
-            started_s = time.perf_counter()
-            assert device.publish(f"{topic}/up", bytes([index]) * 200, qos=1)
-            answer = device.receive(WAIT_S)
-            round_trips_s.append(time.perf_counter() - started_s)
-            assert answer == Message(f"{topic}/down", bytes([index]) * 200)
-    assert statistics.median(round_trips_s) < 0.020
+        medians_s = []
+        for _ in range(3):
+            round_trips_s = [_round_trip_s(device, topic, index) for index in range(30)]
+            medians_s.append(statistics.median(round_trips_s))
+            if medians_s[-1] < 0.020:
+                break
+    assert min(medians_s) < 0.020
+
+
+def _round_trip_s(device: MqttTransport, topic: str, index: int) -> float:
+    started_s = time.perf_counter()
+    assert device.publish(f"{topic}/up", bytes([index]) * 200, qos=1)
+    answer = device.receive(WAIT_S)
+    took_s = time.perf_counter() - started_s
+    assert answer == Message(f"{topic}/down", bytes([index]) * 200)
+    return took_s
 
 
 @pytest.mark.parametrize("qos", [0, 1])
@@ -90,14 +101,19 @@ def test_birth_is_announced_and_an_orderly_end_has_no_will(
     assert watcher.receive(0.3) is None
 
 
-def test_connected_means_subscribed(broker: BrokerProcess, topic: str, join: Join) -> None:
-    """What is published the moment we are connected comes back: no race with SUBSCRIBE."""
-    for _ in range(10):
-        transport = join(broker.config, subscriptions=[(topic, 0)])
-        assert transport.connection_count == 1
-        assert transport.publish(topic, b"x")
-        assert transport.receive(WAIT_S) is not None
-        transport.close()
+def test_connected_means_subscribed(
+    mosquitto: BrokerProcess, topic: str, join: Join, proxy_to: Callable[[BrokerConfig], FaultProxy]
+) -> None:
+    """What another client publishes the moment we are connected comes: no race with SUBSCRIBE."""
+    proxy = proxy_to(mosquitto.config)
+    proxy.delay_s = 0.1
+    sender = join(mosquitto.config)
+    receiver = join(
+        BrokerConfig(host="127.0.0.1", port=proxy.config.port), subscriptions=[(topic, 0)]
+    )
+    assert receiver.connection_count == 1
+    assert sender.publish(topic, b"x")
+    assert receiver.receive(WAIT_S) == Message(topic, b"x")
 
 
 def test_oversize_packets_are_refused_before_the_broker_sees_them(
