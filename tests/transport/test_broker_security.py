@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import os
@@ -17,8 +18,9 @@ import pytest
 from certificates import Authority
 from conftest import need_broker
 
+from edge_server import broker_cli
 from edge_server.broker import BrokerProcess, start_broker
-from edge_server.mosquitto_conf import TlsListener, mosquitto_acl, private_conf, production_conf
+from edge_server.mosquitto_conf import TlsListener, private_conf, production_conf
 from sdk.config import BrokerConfig
 from sdk.errors import ConfigError, ConnectError
 from sdk.protocol import UP_FILTER, down, status, up
@@ -33,15 +35,15 @@ WAIT_S = 10.0
 class Secured:
     """A broker with the production configuration, and its authority."""
 
-    listener: TlsListener
     authority: Authority
     broker: BrokerProcess
+    port: int
 
     def client(self, name: str) -> BrokerConfig:
         folder = self.authority.folder
         return BrokerConfig(
             host="127.0.0.1",
-            port=self.listener.port,
+            port=self.port,
             ca_file=self.authority.ca_file,
             cert_file=folder / f"{name.replace('/', '_')}.crt",
             key_file=folder / f"{name.replace('/', '_')}.key",
@@ -62,27 +64,27 @@ def give_to_broker(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def secured() -> Iterator[Secured]:
+    """What an operator gets: certificates in a folder, and `multispin broker` on it."""
     need_broker("mosquitto")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, port = Path(name), free_port()
         authority = Authority(folder)
-        cert_file, key_file = authority.issue("broker", address="127.0.0.1")
+        authority.issue("broker", address="127.0.0.1")
         for client in ("edge", "pi-1", "pi-2", "evil/+", "revoked"):
             authority.issue(client)
-        (folder / "acl").write_text(mosquitto_acl(server="edge"))
-        listener = TlsListener(
-            host="127.0.0.1",
-            port=free_port(),
-            ca_file=authority.ca_file,
-            cert_file=cert_file,
-            key_file=key_file,
-            acl_file=folder / "acl",
-            crl_file=authority.revocation_list("revoked"),
-        )
+        authority.revocation_list("revoked")
+        options = ["--folder", name, "--host", "127.0.0.1", "--port", str(port)]
+        assert run_command(options) == 0
         give_to_broker(folder)
-        conf = production_conf(listener)
-        with start_broker("mosquitto", port=listener.port, conf=conf) as broker:
-            yield Secured(listener, authority, broker)
+        conf = (folder / "mosquitto.conf").read_text()
+        with start_broker("mosquitto", port=port, conf=conf) as broker:
+            yield Secured(authority, broker, port)
+
+
+def run_command(options: list[str]) -> int:
+    parser = argparse.ArgumentParser()
+    broker_cli.configure(parser)
+    return broker_cli.run(parser.parse_args(options))
 
 
 def refusal(broker: BrokerConfig) -> str:
@@ -179,7 +181,7 @@ def test_tls_to_a_port_without_it_is_one_line(secured: Secured, mosquitto: Broke
 
 def test_plain_client_at_a_tls_port_is_told_what_to_give(secured: Secured) -> None:
     with MqttTransport(
-        broker=BrokerConfig(host="127.0.0.1", port=secured.listener.port), client_id="plain"
+        broker=BrokerConfig(host="127.0.0.1", port=secured.port), client_id="plain"
     ) as transport:
         assert not transport.wait_connected(0.5)
         assert "give ca_file" in transport.failure
@@ -191,7 +193,7 @@ def test_tls_below_1_3_is_refused_by_the_broker(secured: Secured) -> None:
     context = ssl.create_default_context(cafile=str(secured.authority.ca_file))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
-        socket.create_connection(("127.0.0.1", secured.listener.port)) as sock,
+        socket.create_connection(("127.0.0.1", secured.port)) as sock,
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(sock, server_hostname="127.0.0.1")
@@ -209,14 +211,28 @@ def test_file_that_is_not_there_is_the_users_mistake(
 def test_stolen_client_id_ends_nobodys_connection_where_each_has_one(
     secured: Secured, join: Join
 ) -> None:
-    listener = replace(secured.listener, port=free_port(), one_connection_each=True)
-    conf = production_conf(listener)
-    with start_broker("mosquitto", port=listener.port, conf=conf):
-        victim = join(replace(secured.client("pi-1"), port=listener.port), client_id="pi-1")
-        join(replace(secured.client("pi-2"), port=listener.port), client_id="pi-1")
+    folder, port = secured.authority.folder, free_port()
+    listener = TlsListener(
+        host="127.0.0.1",
+        port=port,
+        ca_file=folder / "ca.crt",
+        cert_file=folder / "broker.crt",
+        key_file=folder / "broker.key",
+        acl_file=folder / "acl",
+        one_connection_each=True,
+    )
+    with start_broker("mosquitto", port=port, conf=production_conf(listener)):
+        victim = join(replace(secured.client("pi-1"), port=port), client_id="pi-1")
+        join(replace(secured.client("pi-2"), port=port), client_id="pi-1")
         time.sleep(0.2)
         assert victim.connected
         assert victim.connection_count == 1
+
+
+def test_missing_certificate_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ca\.crt is missing; 'multispin keys init'"):
+        run_command(["--folder", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_paths_in_the_configuration_are_absolute() -> None:
