@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on, ONNX Runtime's Linux wheels report models and machines to their maker unless told
+# otherwise before they are imported. A board of ours reports to its owner only.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from sdk.device import Device, Token

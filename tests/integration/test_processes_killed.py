@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -126,9 +127,17 @@ def journalled(journal: Path) -> list[int]:
     return [token for line in lines for token in json.loads(line)]
 
 
-def test_interrupted_commands_leave_nothing_behind(target: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that a broker without privileges can look into; tmp_path is private."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_interrupted_commands_leave_nothing_behind(target: Path, open_folder: Path) -> None:
     """SIGINT to a server with a private broker: exit 0, no process, no port, no file."""
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(open_folder)}
     process = subprocess.Popen(
         [sys.executable, "-m", "sdk.cli", "serve", "--model", str(target), "--port", "0", "--json"],
         stdout=subprocess.PIPE,
@@ -141,7 +150,7 @@ def test_interrupted_commands_leave_nothing_behind(target: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     process.stdout.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(open_folder.iterdir()) == []
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.host, address.port), 1.0)
