@@ -28,15 +28,13 @@ def message_bits(cell: Cell, lengths: Ints) -> Floats:
 
 def latency(cell: Cell, lengths: Ints, bandwidth_hz: Floats) -> Floats:
     """Return each device's time to draft and upload, equation (15), in seconds; [..., K]."""
-    bits = message_bits(cell, lengths)
     speed = np.maximum(bandwidth_hz * cell.efficiency, 1e-300)
-    if not cell.overlap:
-        time_s = bits / speed + lengths * cell.draft_s
-    else:
+    if cell.overlap:
         token_s = (cell.overhead_bits + cell.payload_bits) / speed
         slower, faster = np.maximum(cell.draft_s, token_s), np.minimum(cell.draft_s, token_s)
-        time_s = lengths * slower + faster
-    drafts: Floats = np.where(lengths > 0, time_s + cell.delay_s, 0.0)
+    else:
+        slower, faster = cell.draft_s, message_bits(cell, lengths) / speed
+    drafts: Floats = np.where(lengths > 0, lengths * slower + faster + cell.delay_s, 0.0)
     return drafts
 
 

@@ -14,12 +14,20 @@ import numpy as np
 
 from edge_server.scheduler.cell import Cell, CellError, Floats, Ints, Plan
 from edge_server.scheduler.deadline import band, deadline
-from edge_server.scheduler.heterogeneous import better, common_lengths, goodput_of, polish, scan
+from edge_server.scheduler.heterogeneous import (
+    better,
+    bounded,
+    common_lengths,
+    polish,
+    scan,
+)
 
 __all__ = ["ping_pong"]
 
+JOINT_DEVICES = 24  # up to here pairs of devices are stepped together
 REFINE_DEVICES = 12  # up to here devices are moved between groups while that helps
 TRIES_DEVICES = 200  # up to here every way to split is solved, beyond only the first
+SOLVED_SPLITS = 2
 SWEEPS = 3
 
 
@@ -57,12 +65,10 @@ def ping_pong(cell: Cell) -> Plan:
     """
     if cell.count < 2:
         raise CellError("devices: ping-pong needs at least two")
-    best: tuple[float, Ints, Ints] | None = None
-    for groups in splits(cell):
-        lengths, score = solve_groups(cell, groups)
-        if best is None or score > best[0]:
-            best = score, groups, lengths
-    assert best is not None
+    ways = sorted(splits(cell), key=lambda groups: -common_start(cell, groups)[1])
+    tried = [(*solve_groups(cell, groups), groups) for groups in ways[:SOLVED_SPLITS]]
+    lengths, score, groups = max(tried, key=lambda found: found[1])
+    best = score, groups, lengths
     if cell.count <= REFINE_DEVICES:
         best = refine(cell, *best)
     return plan_groups(cell, best[1], best[2])
@@ -94,7 +100,8 @@ def solve_groups(cell: Cell, groups: Ints) -> tuple[Ints, float]:
     """Return lengths for given groups and the goodput they come to, group by group in turn."""
     members = [np.flatnonzero(groups == group) for group in (0, 1)]
     parts = [cell.subset(chosen) for chosen in members]
-    lengths = [common_lengths(part, goodput_of(part)) for part in parts]
+    common, _ = common_start(cell, groups)
+    lengths = [np.full(part.count, common[group]) for group, part in enumerate(parts)]
     score = -np.inf
     for _ in range(SWEEPS):
         for group in (0, 1):
@@ -106,7 +113,55 @@ def solve_groups(cell: Cell, groups: Ints) -> tuple[Ints, float]:
     everyone = np.empty(cell.count, dtype=np.int64)
     for chosen, part_lengths in zip(members, lengths, strict=True):
         everyone[chosen] = part_lengths
-    return everyone, score
+    if cell.count > JOINT_DEVICES:
+        return everyone, score
+    return joint_polish(cell, members, everyone)
+
+
+def joint_polish(cell: Cell, members: list[Ints], lengths: Ints) -> tuple[Ints, float]:
+    """Return lengths that no step of two devices, in one group or in both, improves.
+
+    A longer draft in one group may pay only once the other's grow too: group by group misses that.
+    """
+    eye = np.eye(cell.count, dtype=np.int64)
+    signed = np.concatenate((eye, -eye))
+    steps = np.unique((signed[:, None] + signed[None]).reshape(-1, cell.count), axis=0)
+    steps = np.concatenate((signed, steps))  # [M, K]
+    while True:
+        near = np.concatenate((lengths[None], bounded(cell, lengths + steps)))
+        score = period_goodput(cell, members, near)
+        at = int(np.argmax(score))
+        if score[at] <= score[0] * (1.0 + 1e-12):
+            return lengths, float(score[0])
+        lengths = near[at]
+
+
+def period_goodput(cell: Cell, members: list[Ints], lengths: Ints) -> Floats:
+    """Return the weighted goodput of lengths [M, K] in given groups; [M]."""
+    parts = [cell.subset(chosen) for chosen in members]
+    own = [lengths[:, chosen] for chosen in members]
+    phi = [deadline(part, mine) for part, mine in zip(parts, own, strict=True)]
+    pass_s = [part.verify_s(mine) for part, mine in zip(parts, own, strict=True)]
+    value = (cell.weight * cell.tokens()[np.arange(cell.count), lengths]).sum(axis=1)
+    goodput: Floats = value / (np.maximum(phi[0], pass_s[1]) + np.maximum(phi[1], pass_s[0]))
+    return goodput
+
+
+def common_start(cell: Cell, groups: Ints) -> tuple[tuple[int, int], float]:
+    """Return the best pair of lengths, one for each group, and the goodput they come to."""
+    value, phi, pass_s = [], [], []
+    for group in (0, 1):
+        part = cell.subset(np.flatnonzero(groups == group))
+        levels = np.arange(cell.min_length, cell.max_length + 1)
+        every = np.repeat(levels[:, None], part.count, axis=1)
+        value.append((part.weight @ part.tokens())[levels])
+        phi.append(deadline(part, every))
+        pass_s.append(part.verify_s(every))
+    period_s = np.maximum(phi[0][:, None], pass_s[1]) + np.maximum(phi[1], pass_s[0][:, None])
+    goodput = (value[0][:, None] + value[1]) / period_s
+    first, second = np.unravel_index(int(np.argmax(goodput)), goodput.shape)
+    lengths = int(first) + cell.min_length, int(second) + cell.min_length
+    return lengths, float(goodput[first, second])
 
 
 def goal_of(parts: list[Cell], lengths: list[Ints], group: int) -> GroupGoal:
