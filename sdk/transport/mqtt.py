@@ -144,7 +144,9 @@ class MqttTransport:
         if packet_bytes > self._max_packet_bytes:
             raise PacketTooLargeError(topic, packet_bytes, self._max_packet_bytes)
         with self._lock:
-            if qos == 0:
+            if self._closing.is_set():
+                taken = False
+            elif qos == 0:
                 taken = self._publish_hot(topic, payload, retain=retain)
             else:
                 taken = self._publish_control(_Control(topic, payload, retain))

@@ -153,6 +153,7 @@ def test_close_leaves_no_thread_and_lets_readers_go(mosquitto: BrokerProcess, jo
     assert threading.active_count() == before
     assert transport.receive(None) is None
     assert not transport.publish("t", b"", qos=0)
+    assert not transport.publish("t", b"", qos=1)
     transport.close()
 
 
