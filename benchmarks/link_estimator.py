@@ -40,8 +40,9 @@ from sdk.transport.mqtt import MqttTransport
 INSIDE = "MULTISPIN_LINK_NAMESPACE"
 BOARD_ADDRESS, SERVER_ADDRESS, PORT = "10.99.0.1", "10.99.0.2", 1883
 STEPS_MBPS = (8.0, 2.0, 6.0)
-STEP_S = 10.0
+STEP_S = 12.0
 SETTLE_S = 3.0
+GOODPUT_SHARE = 1448 / 1514  # of a link's rate: what full segments carry, the unit of reports
 PR_SET_PDEATHSIG = 1
 
 
@@ -55,6 +56,7 @@ def main() -> int:
         # exec keeps the process id, so whoever started us can still end us.
         command = ["unshare", "--net", sys.executable, *sys.argv]
         os.execvpe("unshare", command, os.environ | {INSIDE: "1"})  # noqa: S606
+    os.setpriority(os.PRIO_PROCESS, 0, -10)  # the link is measured, not what else this machine does
     with shaped_link() as broker:
         result = run_steps(broker) if args.scenario == "steps" else run_grant(broker, args)
     result |= {"python": platform.python_version(), "cpus": os.cpu_count()}
@@ -66,7 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("scenario", choices=["steps", "grant"])
-    parser.add_argument("--bulk-connection", action="store_true", help="large messages on their own")
+    parser.add_argument(
+        "--bulk-connection", action="store_true", help="large messages on their own"
+    )
     parser.add_argument("--seconds", type=float, default=12.0, help="of the grant scenario")
     return parser.parse_args()
 
@@ -84,7 +88,7 @@ def shaped_link() -> Iterator[BrokerConfig]:
             "persistence false\nlog_dest none\n"
         )
         command = ["unshare", "--net", mosquitto() or "mosquitto", "-c", str(config)]
-        server = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
+        server = subprocess.Popen(command, preexec_fn=die_with_parent)
         stack.callback(end, server)
         wait_until(lambda: namespace(server.pid) != namespace(os.getpid()))
         ip("link", "set", "lo", "up")
@@ -182,7 +186,7 @@ def run_steps(broker: BrokerConfig) -> dict[str, Any]:
     return {
         "scenario": "steps",
         "seconds": round(elapsed_s, 1),
-        "steps": [judge(reports, at_s, rate_bps) for at_s, rate_bps in steps],
+        "steps": [judge(reports, at_s, rate_bps * GOODPUT_SHARE) for at_s, rate_bps in steps],
         "probing_share": round(8 * probing.sent_wire_bytes / capacity_bits, 5),
         "reports": len(reports),
         "cpu_share": round(cpu_s / elapsed_s, 4),
@@ -198,7 +202,10 @@ def send_drafts(transport: MqttTransport, done: threading.Event) -> None:
 def judge(
     reports: Sequence[tuple[float, LinkReport]], at_s: float, rate_bps: float
 ) -> dict[str, Any]:
-    """Return how far the reports between 3 s after a step and the next step were off."""
+    """Return how far the reports between 3 s after a step and the next step were off.
+
+    `rate_bps` is the truth in the reports' unit, TCP payload in full segments.
+    """
     first_good_s, errors = None, []
     for report_s, report in reports:
         if not at_s <= report_s < at_s + STEP_S:
@@ -209,7 +216,7 @@ def judge(
         if report_s >= at_s + SETTLE_S:
             errors.append(error)
     return {
-        "link_mbps": rate_bps * 1e-6,
+        "link_mbps": round(rate_bps / GOODPUT_SHARE * 1e-6, 3),
         "within_15_percent_after_s": None if first_good_s is None else round(first_good_s, 2),
         "worst_error": round(max(errors, key=abs), 4) if errors else None,
         "median_error": round(statistics.median(errors), 4) if errors else None,

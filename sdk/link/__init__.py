@@ -5,6 +5,7 @@ Knows nothing of drafts, tokens and sessions.
 
 from __future__ import annotations
 
+from sdk.link.echo import EchoProbe
 from sdk.link.interface import LinkKind, LinkProbe, LinkReading, Method
 from sdk.link.pacing import PacedTransport
 from sdk.link.probes import available_probes
@@ -14,6 +15,7 @@ from sdk.link.reporter import LinkReporter
 __all__ = [
     "REPORT_SCHEMA",
     "REPORT_VERSION",
+    "EchoProbe",
     "LinkKind",
     "LinkProbe",
     "LinkReading",

@@ -22,13 +22,10 @@ from sdk.link.tcp_info import TcpInfo, read_tcp_info
 __all__ = ["AckConnection", "publish_packet"]
 
 _CONNECT_TIMEOUT_S: Final = 5.0
-_KEEPALIVE_S: Final = 60
+_KEEPALIVE_S: Final = 60  # trains are more frequent on any link fast enough to draft over
 _CONNACK: Final = b"\x20\x02\x00\x00"  # session present 0, accepted
 _PUBACK: Final = 0x40
-_PINGREQ: Final = b"\xc0\x00"
-_PINGRESP: Final = 0xD0
 _DISCONNECT: Final = b"\xe0\x00"
-_TCP_QUICKACK: Final = 12
 _TCP_CONGESTION: Final = 13
 
 
@@ -50,7 +47,6 @@ class AckConnection:
         """
         self._clock = clock
         self._next_id = 1
-        self._used_at_s = clock()
         self._received = bytearray()
         self._socket = _connect(broker)
         try:
@@ -88,7 +84,7 @@ class AckConnection:
         acknowledged: dict[int, float] = {}
         try:
             self._socket.settimeout(timeout_s)
-            sent_s = self._used_at_s = self._clock()
+            sent_s = self._clock()
             self._socket.sendall(train)
             while waiting.keys() - acknowledged.keys():
                 self._socket.settimeout(max(sent_s + timeout_s - self._clock(), 1e-3))
@@ -98,23 +94,6 @@ class AckConnection:
         except OSError as error:
             raise TransportError(f"link probe: no acknowledgement: {error}") from error
         return sent_s, [acknowledged[packet_id] for packet_id in ids]
-
-    def keep_alive(self) -> None:
-        """Send a ping if the connection has been idle for half its keepalive.
-
-        Raises:
-            TransportError: if the connection is lost; close it.
-        """
-        if self._clock() - self._used_at_s < _KEEPALIVE_S / 2:
-            return
-        try:
-            self._socket.settimeout(_CONNECT_TIMEOUT_S)
-            self._socket.sendall(_PINGREQ)
-            while self._read_packet()[0] != _PINGRESP:
-                pass
-        except OSError as error:
-            raise TransportError(f"link probe: connection lost: {error}") from error
-        self._used_at_s = self._clock()
 
     def close(self) -> None:
         """Say goodbye and close; harmless when repeated."""
@@ -147,7 +126,6 @@ class AckConnection:
             if not chunk:
                 raise OSError("the broker closed the connection")
             self._received += chunk
-            _set(self._socket, _TCP_QUICKACK, 1)  # a broker with Nagle waits for our ACKs
         taken = bytes(self._received[:count])
         del self._received[:count]
         return taken
@@ -198,8 +176,8 @@ def _connect(broker: BrokerConfig) -> socket.socket:
         plain = socket.create_connection((broker.host, broker.port), _CONNECT_TIMEOUT_S)
     except OSError as error:
         raise ConnectError(f"link probe: {broker.address}: {error}") from error
-    _set(plain, socket.TCP_NODELAY, 1)
-    with contextlib.suppress(OSError):
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with contextlib.suppress(OSError):  # Linux only
         plain.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, b"reno")
     if context is None:
         return plain
@@ -208,8 +186,3 @@ def _connect(broker: BrokerConfig) -> socket.socket:
     except OSError as error:
         plain.close()
         raise ConnectError(f"link probe: {broker.address}: TLS: {error}") from error
-
-
-def _set(sock: socket.socket, option: int, value: int) -> None:
-    with contextlib.suppress(OSError):  # not on this platform
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)

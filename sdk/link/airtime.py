@@ -8,7 +8,7 @@ from typing import Final
 __all__ = ["AirtimeBudget"]
 
 _CREDIT_S: Final = 0.03  # airtime saved up while idle
-_DEBT_S: Final = 0.15  # airtime a confirmation may overdraw
+_DEBT_S: Final = 0.1  # airtime a confirmation may overdraw
 
 
 class AirtimeBudget:

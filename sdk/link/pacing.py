@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Final
 
 from sdk.errors import MultispinError
-from sdk.link.socket_rate import SocketRate
+from sdk.link.socket_rate import SocketRate, socket_of
 from sdk.link.wire_cost import wire_cost_bytes
 from sdk.transport.interface import Message, Traffic, Transport, publish_packet_bytes
 
@@ -248,6 +249,10 @@ class PacedTransport:
     def connection_count(self) -> int:
         """As of the inner transport."""
         return self._inner.connection_count
+
+    def socket(self) -> socket.socket | None:
+        """Return the inner transport's socket, or None where there is none."""
+        return socket_of(self._inner)
 
     def set_rate_bps(self, rate_bps: float | None) -> None:
         """Hold what is published to `rate_bps` from now on; None lifts the grant.

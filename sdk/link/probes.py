@@ -9,13 +9,20 @@ import logging
 from collections.abc import Callable, Iterator
 
 from sdk.config import BrokerConfig
+from sdk.errors import MultispinError
+from sdk.link.cellular import CellularProbe
+from sdk.link.iface import wireless_interfaces
 from sdk.link.interface import LinkProbe
+from sdk.link.modem_manager import ModemManagerProbe
 from sdk.link.puback import PubackProbe
 from sdk.link.tcp_info import TcpProbe
+from sdk.link.wifi import WifiProbe
 
 __all__ = ["available_probes"]
 
 _LOG = logging.getLogger(__name__)
+
+_Finder = Callable[[], LinkProbe | None]
 
 
 def available_probes(
@@ -34,17 +41,33 @@ def available_probes(
         modem_port: serial device of a modem's AT port, for instance /dev/ttyUSB2; None: ask
             ModemManager instead.
     """
-    finders: list[Callable[[], LinkProbe | None]] = [lambda: TcpProbe(transport)]
+    finders: list[_Finder] = [lambda: TcpProbe(transport) if hasattr(transport, "socket") else None]
     if broker is not None and device_id is not None:
         finders.append(lambda: PubackProbe(broker=broker, device_id=device_id))
+    finders += [_wifi_finder(iface) for iface in wireless_interfaces()]
+    if modem_port is not None:
+        finders.append(lambda: CellularProbe(port=modem_port))
+    else:
+        finders.append(_modem_manager)
     return [probe for finder in finders for probe in _found(finder)]
 
 
-def _found(finder: Callable[[], LinkProbe | None]) -> Iterator[LinkProbe]:
+def _wifi_finder(iface: str) -> _Finder:
+    return lambda: WifiProbe(iface=iface)
+
+
+def _modem_manager() -> LinkProbe | None:
+    probe = ModemManagerProbe()
+    return probe if probe.available() else None
+
+
+def _found(finder: _Finder) -> Iterator[LinkProbe]:
     try:
         probe = finder()
-    except Exception:  # a source in a state that nobody foresaw is absent
+    except MultispinError as error:
+        _LOG.warning("%s", error)
+    except Exception:  # a source in a state that nobody foresaw is absent, too
         _LOG.exception("link: a probe could not be set up")
-        return
-    if probe is not None:
-        yield probe
+    else:
+        if probe is not None:
+            yield probe
