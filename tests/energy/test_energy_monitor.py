@@ -114,9 +114,9 @@ def test_a_meter_that_goes_away_comes_back_with_a_gap() -> None:
 
 
 def test_the_null_meter_measures_nothing_and_says_so() -> None:
-    with EnergyMonitor(meter=open_meter("null"), board=no_board) as monitor:
-        with monitor.window("nothing") as window:
-            pass
+    monitor = EnergyMonitor(meter=open_meter("null"), board=no_board)
+    with monitor, monitor.window("nothing") as window:
+        pass
     assert window.measurement is not None
     assert window.measurement.gross_j is None
     assert window.measurement.verdict is Verdict.INVALID
@@ -126,9 +126,9 @@ def test_the_null_meter_measures_nothing_and_says_so() -> None:
 def test_a_short_window_of_an_instantaneous_source_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("t_s,power_w\n" + "".join(f"{i / 10},5\n" for i in range(100)))
-    with EnergyMonitor(meter=open_meter(f"replay:{trace}"), board=no_board) as monitor:
-        with monitor.window("short") as window:
-            time.sleep(0.5)
+    monitor = EnergyMonitor(meter=open_meter(f"replay:{trace}"), board=no_board)
+    with monitor, monitor.window("short") as window:
+        time.sleep(0.5)
     assert window.measurement is not None
     assert window.measurement.verdict is Verdict.INVALID
     assert "too short" in window.measurement.reasons[0]
@@ -151,8 +151,8 @@ def test_throttle_flags_go_with_every_window(states: list[int], verdict: Verdict
     def board() -> BoardState:
         return BoardState(throttled=next(flags, latest))
 
-    with EnergyMonitor(meter=SteadyMeter(), board=board) as monitor:
-        with monitor.window("w") as window:
-            time.sleep(0.2)
+    monitor = EnergyMonitor(meter=SteadyMeter(), board=board)
+    with monitor, monitor.window("w") as window:
+        time.sleep(0.2)
     assert window.measurement is not None
     assert window.measurement.verdict is verdict

@@ -105,7 +105,9 @@ class Ppk2Decoder:
         self._scales = scales
         self._supply_mv = supply_mv
         self._buffer = b""
-        self._number: int | None = None  # of the next sample, modulo 64
+        self._number: int | None = None  # of the next sample, modulo 64; None while unaligned
+        self._expected: int | None = None  # the same, from before the alignment was lost
+        self._skipped = 0  # bytes, since then
         self._counted = 0  # samples since the beginning, lost ones included
         self._pending: list[Floats] = []
         self._pending_count = 0
@@ -115,7 +117,7 @@ class Ppk2Decoder:
     def restart(self) -> None:
         """Forget the alignment, after bytes were dropped; what is pending is dropped too."""
         self._buffer = b""
-        self._number = None
+        self._number = self._expected = None
         self._lost += self._pending_count
         self._pending, self._pending_count = [], 0
 
@@ -138,13 +140,23 @@ class Ppk2Decoder:
             words = np.frombuffer(self._buffer, "<u4", _ALIGN, offset)
             if _consecutive(words) == _ALIGN:
                 self._buffer = self._buffer[offset:]
-                number = int(words[0] >> 18) & 63
-                # How much was skipped is known modulo 64 only.
-                self._lost += offset // 4
-                self._counted += offset // 4
-                self._number = number
+                self._number = int(words[0] >> 18) & 63
+                self._count_skipped(offset)
                 return True
+        if limit >= 0:  # nothing up to here; keep what may still begin a run
+            self._buffer = self._buffer[limit + 1 :]
+            self._skipped += limit + 1
         return False
+
+    def _count_skipped(self, offset: int) -> None:
+        """Count the samples since alignment was lost: modulo 64 by number, the rest by bytes."""
+        assert self._number is not None
+        if self._expected is not None:
+            missing = (self._number - self._expected) & 63
+            missing += 64 * max(round(((self._skipped + offset) / 4 - missing) / 64), 0)
+            self._lost += missing
+            self._counted += missing
+        self._expected, self._skipped = None, 0
 
     def _take_run(self) -> Words | None:
         """Return the samples up to the next break in numbering; None when there are no more."""
@@ -170,8 +182,7 @@ class Ppk2Decoder:
             self._counted += missing
             self._number = int(words[0] >> 18) & 63
             return words[:0]
-        self._number = None
-        self._buffer = self._buffer[1:]
+        self._expected, self._number = self._number, None
         return words[:0]
 
     def _convert(self, words: Words) -> None:
