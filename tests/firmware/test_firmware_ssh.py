@@ -1,0 +1,302 @@
+"""flash ssh: against a real OpenSSH server, with a folder standing in for the board's disk."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import pwd
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from firmware_broker import NOW, free_port
+from firmware_bundles import make_bundle
+
+from firmware_tools.board.paths import BoardPaths
+from firmware_tools.board.slots import Slots
+from firmware_tools.bundle.signed import open_bundle
+from firmware_tools.errors import FlashError
+from firmware_tools.flash.jetson_verb import command_line, missing
+from firmware_tools.flash.ssh import Remote, flash_over_ssh
+from firmware_tools.keys import KeyStore
+from firmware_tools.seed import Identity, make_seed
+from sdk.cli import main
+
+# What the server's commands run as "python3": this machine's own, told that it is a board.
+_BOARD_PYTHON = """\
+#!{python} -S
+import builtins, os, platform, runpy, sys
+root = {root!r}
+platform.machine = lambda: "aarch64"
+sys.version_info = (3, 11, 0, "final", 0)
+plain = builtins.open
+def below(path, *more, **options):
+    if isinstance(path, str) and path.startswith("/opt/multispin"):
+        path = root + path
+    return plain(path, *more, **options)
+if sys.argv[1] == "-":
+    builtins.open = below
+    os.getuid = lambda: {uid}
+    exec(compile(sys.stdin.read(), "probe", "exec"), {{"__name__": "__main__"}})
+else:
+    sys.argv = [sys.argv[1], "--root", root, *sys.argv[2:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+_SUDO = """\
+#!/bin/sh
+# Asks as sudo -S does; `sudo -n` has no password to give.
+[ "$1" = -n ] && exit 1
+read -r given
+[ "$given" = opensesame ] || {{ echo 'Sorry, try again.' >&2; exit 1; }}
+shift 3
+echo yes > {marker}
+exec "$@"
+"""
+
+
+class Server:
+    """An OpenSSH server of the test's own: its keys, its port, its idea of python3 and sudo."""
+
+    def __init__(self, folder: Path, *, uid: int = 0) -> None:
+        self.folder, self.port = folder, free_port()
+        self.root = folder / "board"
+        self.root.mkdir()
+        for name in ("host", "user", "other"):
+            keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+            subprocess.run(keygen, check=True)
+        shutil.copy(folder / "user.pub", folder / "authorized")
+        self._scripts(uid)
+        self.know("host")
+        user = pwd.getpwuid(os.getuid()).pw_name
+        self.remote = Remote(
+            address=f"{user}@127.0.0.1",
+            port=self.port,
+            options=(
+                *("-F", "none", "-i", str(folder / "user"), "-o", "IdentitiesOnly=yes"),
+                *("-o", f"UserKnownHostsFile={folder}/known"),
+                *("-o", "GlobalKnownHostsFile=none"),
+            ),
+        )
+
+    def know(self, name: str) -> None:
+        """Let the client know this key as the server's."""
+        key = (self.folder / f"{name}.pub").read_text()
+        (self.folder / "known").write_text(f"[127.0.0.1]:{self.port} {key}")
+
+    def _scripts(self, uid: int) -> None:
+        tools = self.folder / "bin"
+        tools.mkdir()
+        texts = {
+            "python3": _BOARD_PYTHON.format(python=sys.executable, root=str(self.root), uid=uid),
+            "sudo": _SUDO.format(marker=self.folder / "sudo-ran"),
+        }
+        for name, text in texts.items():
+            (tools / name).write_text(text)
+            (tools / name).chmod(0o755)
+        (self.folder / "conf").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\n"
+            f"PidFile {self.folder}/pid\nAuthorizedKeysFile {self.folder}/authorized\n"
+            "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n"
+            f"SetEnv PATH={tools}:/usr/bin:/bin HOME={self.folder}/home\n"
+            "Subsystem sftp internal-sftp\n"
+        )
+        (self.folder / "home").mkdir()
+
+    def __enter__(self) -> Server:
+        Path("/run/sshd").mkdir(exist_ok=True)
+        command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "conf")]
+        self._process = subprocess.Popen(command, stderr=(self.folder / "log").open("wb"))
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return self
+            time.sleep(0.05)
+        raise RuntimeError((self.folder / "log").read_text())
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(BoardPaths(root=self.root))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    if not Path("/usr/sbin/sshd").exists() or os.getuid():
+        pytest.skip("needs root and openssh-server (apt: openssh-server)")
+    with Server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ssh_bundle(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("ssh"), key_store)
+
+
+@pytest.fixture(scope="session")
+def ssh_seed(
+    ssh_bundle: Path, tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore
+) -> Path:
+    folder = tmp_path_factory.mktemp("ssh-seed")
+    identity = Identity(
+        files=key_store.issue_device("ssh-1", now=NOW),
+        broker_host="broker.lan",
+        broker_port=8883,
+        bundle_key=key_store.read("bundle.pub"),
+        root=b"{}",
+    )
+    make_seed(open_bundle(ssh_bundle, [key_store.verify_key("bundle")]), identity, folder, now=NOW)
+    return folder
+
+
+def no_password(prompt: str) -> str:
+    raise AssertionError("nobody should be asked")
+
+
+def flash(server: Server, seed: Path) -> bool:
+    return flash_over_ssh(server.remote, seed, no_password, lambda step: None)  # noqa: ARG005
+
+
+def test_a_board_is_installed_and_a_second_run_does_nothing(server: Server, ssh_seed: Path) -> None:
+    assert flash(server, ssh_seed)
+    state = server.slots.load()
+    assert (state.running.version, state.trying) == ("1.0.0", True)
+    assert stat.S_IMODE((server.root / "etc/multispin/device.key").stat().st_mode) == 0o600
+    assert not list((server.folder / "home").iterdir())  # no secret stays behind
+    server.slots.good()
+    assert flash(server, ssh_seed) is False
+
+
+def test_an_upload_goes_on_where_it_stopped(server: Server, ssh_seed: Path) -> None:
+    there = server.folder / "home" / ".multispin-seed"
+    there.mkdir()
+    payload = (ssh_seed / "payload.tar.gz").read_bytes()
+    (there / "payload.tar.gz").write_bytes(payload[: len(payload) // 2])
+    assert flash(server, ssh_seed)
+    assert server.slots.load().running.version == "1.0.0"
+
+
+def test_a_rest_of_another_bundle_is_thrown_away(server: Server, ssh_seed: Path) -> None:
+    there = server.folder / "home" / ".multispin-seed"
+    there.mkdir()
+    (there / "payload.tar.gz").write_bytes(b"?" * 1000)
+    assert flash(server, ssh_seed)
+
+
+@pytest.mark.parametrize(("key", "why"), [("other", "has changed"), ("", "is not known")])
+def test_a_host_key_that_is_unknown_or_has_changed_is_refused(
+    server: Server, ssh_seed: Path, key: str, why: str
+) -> None:
+    if key:
+        server.know(key)
+    else:
+        (server.folder / "known").write_text("")
+    with pytest.raises(FlashError, match=why):
+        flash(server, ssh_seed)
+    assert not (server.root / "opt").exists()
+
+
+def test_a_key_that_does_not_fit_is_said(server: Server, ssh_seed: Path) -> None:
+    (server.folder / "authorized").write_text("")
+    with pytest.raises(FlashError, match="does not let us in"):
+        flash(server, ssh_seed)
+
+
+def test_a_server_that_is_not_there_is_said(server: Server, ssh_seed: Path) -> None:
+    remote = Remote(address="root@127.0.0.1", port=free_port(), options=server.remote.options)
+    with pytest.raises(FlashError, match="no SSH server"):
+        flash_over_ssh(remote, ssh_seed, no_password, print)
+
+
+def test_another_python_is_refused_before_the_upload(server: Server, ssh_seed: Path) -> None:
+    script = server.folder / "bin/python3"
+    script.write_text(script.read_text().replace("(3, 11,", "(3, 13,"))
+    with pytest.raises(FlashError, match=r"--python 3\.13"):
+        flash(server, ssh_seed)
+    assert not list((server.folder / "home").iterdir())
+
+
+@pytest.mark.parametrize("password", ["opensesame", "wrong"])
+def test_sudo_is_asked_for_where_it_is_needed(
+    tmp_path: Path, ssh_seed: Path, password: str
+) -> None:
+    if not Path("/usr/sbin/sshd").exists() or os.getuid():
+        pytest.skip("needs root and openssh-server (apt: openssh-server)")
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return password
+
+    with Server(tmp_path, uid=1000) as server:
+        if password == "wrong":
+            with pytest.raises(FlashError, match="did not take the password"):
+                flash_over_ssh(server.remote, ssh_seed, ask, print)
+        else:
+            assert flash_over_ssh(server.remote, ssh_seed, ask, print)
+            assert server.slots.load().running.version == "1.0.0"
+        assert len(asked) == 1
+        assert (tmp_path / "sudo-ran").exists() == (password == "opensesame")
+
+
+def test_the_command_line(
+    server: Server,
+    ssh_bundle: Path,
+    key_store: KeyStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(getpass, "getpass", no_password)
+    command = ["flash", "ssh", server.remote.address, "--port", str(server.port), "--json"]
+    command += [f"--ssh-option={option}" for option in server.remote.options]
+    command += ["--bundle", str(ssh_bundle), "--id", "ssh-2", "--broker", "broker.lan:8883"]
+    command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
+    assert main(command) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"id": "ssh-2", "version": "1.0.0", "changed": True}
+    assert 'id = "ssh-2"' in (server.root / "etc/multispin/multispin.toml").read_text()
+    for address in ("host", "-oProxyCommand=x@y", "@host"):
+        assert main(["flash", "ssh", address, *command[3:]]) in (2, 10) or address[0] == "-"
+
+
+def options(**changes: object) -> Namespace:
+    defaults = {"module": "orin-nano", "storage": "nvme0n1p1", "massflash": None}
+    return Namespace(**{**defaults, "usb_instance": None, "flash_only": False, **changes})
+
+
+def test_nvidia_s_flasher_is_called_as_it_wants() -> None:
+    line = command_line(options(massflash=3, usb_instance="1-2", flash_only=True))
+    text = " ".join(line)
+    assert "tools/kernel_flash/l4t_initrd_flash.sh --external-device nvme0n1p1" in text
+    assert "--flash-only --massflash 3 --usb-instance 1-2 jetson-orin-nano-devkit internal" in text
+
+
+def test_without_nvidia_s_package_it_says_precisely_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["flash", "jetson", "--bsp", str(tmp_path)]) == 10
+    said = capsys.readouterr().err
+    assert "Driver Package (BSP)" in said
+    assert "apply_binaries.sh" in said
+    assert "recovery mode" in said
+    script = tmp_path / "tools/kernel_flash/l4t_initrd_flash.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    (tmp_path / "usb/1-1").mkdir(parents=True)
+    (tmp_path / "usb/1-1/idVendor").write_text("0955\n")
+    found = missing(tmp_path, tmp_path / "usb", "x86_64")
+    assert not any("BSP" in each or "recovery" in each for each in found)
+    assert "x86_64" in missing(tmp_path, tmp_path / "usb", "aarch64")[0]
+    assert main(["flash", "jetson", "--bsp", str(tmp_path), "--dry-run"]) == 0
+    assert "l4t_initrd_flash.sh" in capsys.readouterr().out
