@@ -231,8 +231,9 @@ class MqttTransport:
         self.traffic.add_sent(topic, len(payload), 1)
 
     def _forget_acknowledged(self) -> None:
-        waiting = [each for each in self._control if not (each.info and is_done(each.info))]
-        self._control = deque(waiting)
+        # Brokers acknowledge in the order of arrival (MQTT 3.1.1, 4.6).
+        while self._control and (info := self._control[0].info) is not None and is_done(info):
+            self._control.popleft()
 
     def _wait_acknowledged(self, timeout_s: float) -> None:
         """Give the broker time to take what it must not miss, if there is one."""
