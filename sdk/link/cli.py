@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import queue
 import secrets
 import time
@@ -40,10 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Report until interrupted, or for the time given."""
     if not args.interval > 0.0 or (args.seconds is not None and not args.seconds > 0.0):
         raise ConfigError("--interval and --seconds must be above 0")
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way out of a live view
         _watch(args)
-    except KeyboardInterrupt:  # the usual way out of a live view
-        pass
     return 0
 
 
@@ -77,10 +76,8 @@ def _watch(args: argparse.Namespace) -> None:
 def _until(reports: queue.SimpleQueue[LinkReport], seconds: float | None) -> Iterator[LinkReport]:
     end_s = None if seconds is None else time.monotonic() + seconds
     while end_s is None or time.monotonic() < end_s:
-        try:
+        with contextlib.suppress(queue.Empty):
             yield reports.get(timeout=0.2)
-        except queue.Empty:
-            continue
 
 
 def _print_lines(reports: Iterator[LinkReport], _sources: list[str]) -> None:

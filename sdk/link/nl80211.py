@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from pathlib import Path
 from typing import Any, Final
 
 from sdk.link.wifi_station import WifiStation
@@ -15,6 +16,7 @@ __all__ = ["read_station", "station_of"]
 
 _LOG = logging.getLogger(__name__)
 
+_SYSFS: Final = Path("/sys/class/net")
 _WIDTHS_HZ: Final = {
     "NL80211_RATE_INFO_320_MHZ_WIDTH": 320e6,
     "NL80211_RATE_INFO_160_MHZ_WIDTH": 160e6,
@@ -28,6 +30,8 @@ _NSS: Final = ("NL80211_RATE_INFO_HE_NSS", "NL80211_RATE_INFO_VHT_NSS")
 
 def read_station(iface: str) -> WifiStation | None:
     """Return the state of our station on an interface, or None where that cannot be had."""
+    if not (_SYSFS / iface / "phy80211").exists():
+        return None  # pyroute2 leaves sockets behind where the kernel has no nl80211
     try:
         from pyroute2 import IW
     except ImportError:

@@ -13,19 +13,20 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from sdk.config import BrokerConfig
 from sdk.errors import ConfigError, TransportError
 from sdk.link.ack_connection import AckConnection
 from sdk.link.airtime import AirtimeBudget
 from sdk.link.interface import LinkReading, Method
+from sdk.link.tcp_info import TcpInfo
 from sdk.link.train import Spacing, TrainPlan, spacing_of
 from sdk.link.wire_cost import HEADER_BYTES, SEGMENT_BYTES
 from sdk.protocol.topics import up
 
-__all__ = ["PubackProbe"]
+__all__ = ["PubackProbe", "TrainTimer"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +36,24 @@ _RETRY_S: Final = 5.0
 _ACK_TIMEOUT_S: Final = 2.0
 _SLOWEST_BPS: Final = 100e3  # a train on a link this slow must still be acknowledged in time
 _WINDOW: Final = 9  # round trips remembered
+
+
+class TrainTimer(Protocol):
+    """What a train is sent over: an `AckConnection`, or a model of a link."""
+
+    def info(self) -> TcpInfo | None:
+        """Return the kernel's view of the connection, if there is a kernel."""
+        ...
+
+    def time_train(
+        self, topic: str, sizes: Sequence[int], *, timeout_s: float
+    ) -> tuple[float, list[float]]:
+        """Send packets of `sizes` bytes back to back; see `AckConnection.time_train`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; harmless when repeated."""
+        ...
 
 
 class PubackProbe:
@@ -50,6 +69,7 @@ class PubackProbe:
         device_id: str,
         share: float = 0.008,
         clock: Callable[[], float] = time.monotonic,
+        connect: Callable[[], TrainTimer] | None = None,
     ) -> None:
         """Prepare; connects with the first reading, and again whenever the connection is lost.
 
@@ -58,16 +78,17 @@ class PubackProbe:
             device_id: whose topic `up/probe` they go to.
             share: of the link's airtime that may be spent, in (0, 1).
             clock: monotonic seconds, the one that `read` is called with.
+            connect: in place of a new `AckConnection` to the broker.
 
         Raises:
             ConfigError: if the id is not one.
         """
-        self._broker = broker
+        self._connect = connect or (lambda: AckConnection(broker=broker, clock=clock))
         self._topic = up(device_id, "probe")
         self._clock = clock
         self._plan = TrainPlan()
         self._budget = AirtimeBudget(share=share, now_s=clock())
-        self._connection: AckConnection | None = None
+        self._connection: TrainTimer | None = None
         self._retry_at_s = -math.inf
         self._last_bps: float | None = None
         self._round_trips_s: deque[float] = deque(maxlen=_WINDOW)
@@ -94,7 +115,7 @@ class PubackProbe:
 
     def _measure(self) -> LinkReading | None:
         if self._connection is None:
-            self._connection = AckConnection(broker=self._broker, clock=self._clock)
+            self._connection = self._connect()
         info = self._connection.info()
         segments = self._plan.segments(window=info.snd_cwnd if info else _INITIAL_WINDOW)
         messages = 1 + segments
@@ -104,7 +125,9 @@ class PubackProbe:
             timeout_s=_ACK_TIMEOUT_S + 8 * SEGMENT_BYTES * messages / _SLOWEST_BPS,
         )
         spacing = spacing_of(acknowledged_s)
-        rate_bps = self._plan.learn(segments=segments, per_segment_s=spacing.per_segment_s)
+        rate_bps = None
+        if not spacing.lumped:
+            rate_bps = self._plan.learn(segments=segments, per_segment_s=spacing.per_segment_s)
         self._charge(segments, spacing, believed=rate_bps is not None)
         if rate_bps is None:
             return None

@@ -16,14 +16,21 @@ _WANTED_TX_S: Final = 0.009
 _FIRST_RATE_BPS: Final = 1e6  # nothing known: start small
 _MOST_RATE_BPS: Final = 1e9
 _GROWTH: Final = 3.0  # of one train over the last; a late primer must not cost a fortune
+_LEAST_SEGMENTS: Final = 2  # with the primer three points: the least that shows a late one
+_LUMP: Final = 0.5  # of the time that acknowledgements should take to come in
 _MOST_SEGMENTS: Final = 40  # what a train may put into a queue on its way
 
 
 class Spacing(NamedTuple):
-    """Seconds from one acknowledgement to the next, and how late the average one was."""
+    """Seconds from one acknowledgement to the next, and how late the average one was.
+
+    `lumped`: all but the first came at once; the broker held them back (Nagle's algorithm, or a
+    stall), so they say nothing of the link.
+    """
 
     per_segment_s: float
     lateness_s: float
+    lumped: bool
 
 
 def spacing_of(times_s: Sequence[float]) -> Spacing:
@@ -49,7 +56,9 @@ def spacing_of(times_s: Sequence[float]) -> Spacing:
     slope_s = (times_s[right] - times_s[left]) / (right - left)
     line = [times_s[left] + slope_s * (index - left) for index in range(len(times_s))]
     late_s = sum(max(0.0, time_s - on) for time_s, on in zip(times_s, line, strict=True))
-    return Spacing(slope_s, late_s / len(times_s))
+    behind_first_s = times_s[-1] - times_s[1]
+    lumped = behind_first_s < slope_s * (len(times_s) - 2) * _LUMP
+    return Spacing(slope_s, late_s / len(times_s), lumped)
 
 
 def _turns_up(times_s: Sequence[float], a: int, b: int, c: int, time_s: float) -> bool:
@@ -69,7 +78,7 @@ class TrainPlan:
     def segments(self, *, window: int) -> int:
         """Return how many: about 9 ms worth, and with the primer within the sender's window."""
         wanted = math.ceil(_WANTED_TX_S * self._guess_bps / (8 * SEGMENT_BYTES))
-        return max(1, min(wanted, _MOST_SEGMENTS, window - 1))
+        return max(_LEAST_SEGMENTS, min(wanted, _MOST_SEGMENTS, window - 1))
 
     def learn(self, *, segments: int, per_segment_s: float) -> float | None:
         """Take in a train's outcome; return the rate in bit/s, or None if it was too short."""

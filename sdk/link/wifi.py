@@ -24,7 +24,7 @@ class WifiProbe:
     """Reads one interface by the best way that works there; looks again when it stops working."""
 
     name = "wifi"
-    period_s = 1.0
+    period_s = 2.0
 
     def __init__(self, *, iface: str) -> None:
         self._iface = iface
