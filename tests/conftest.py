@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from broker_kinds import KINDS, need_broker
 from fault_proxy import FaultProxy
 
-from edge_server.broker import BrokerProcess, find_mosquitto, start_broker
+from edge_server.broker import BrokerProcess, start_broker
 from sdk.config import BrokerConfig
 from sdk.transport.backoff import Backoff
 from sdk.transport.mqtt import MqttTransport
-
-KINDS = ("mosquitto", "amqtt")
-
-
-def need_broker(kind: str) -> None:
-    """Skip where the broker is not installed; in CI that is a failure."""
-    there = find_mosquitto() if kind == "mosquitto" else importlib.util.find_spec("amqtt")
-    if not there:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{kind} is not installed")
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import KINDS, need_broker
+from broker_kinds import KINDS, need_broker
 
 import edge_server.broker as broker_module
 from edge_server.broker import BrokerProcess, start_broker

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from broker_kinds import need_broker
 from certificates import Authority
-from conftest import need_broker
 
 from edge_server import broker_cli
 from edge_server.broker import BrokerProcess, start_broker
