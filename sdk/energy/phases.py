@@ -67,10 +67,10 @@ class PhaseLog:
     def spans(self, t0_s: float, t1_s: float) -> list[Span]:
         """Return the spans of [t0_s, t1_s], cut to it; time before the first mark is in none."""
         marks = list(self._marks)
-        ends_s = [at_s for at_s, _ in marks[1:]] + [t1_s]
+        ends_s = [*(at_s for at_s, _ in marks[1:]), t1_s]
         cut = (
             Span(phase, max(at_s, t0_s), min(end_s, t1_s))
-            for (at_s, phase), end_s in zip(marks, ends_s, strict=True)
+            for (at_s, phase), end_s in zip(marks, ends_s, strict=False)  # no mark, no span
         )
         return [span for span in cut if span.end_s > span.start_s]
 

@@ -128,7 +128,7 @@ def test_rapl_without_its_range_drops_the_wrap_and_the_curve_bridges_it(tmp_path
         (zone / "max_energy_range_uj").unlink()
     meter = RaplMeter(root=tmp_path, clock=ticking(step_s=0.1))
     meter.open()
-    samples = []
+    samples: list[Sample] = []
     for total_uj in (5_000_000, 6_000_000, 10, 1_000_010, 2_000_010):
         (powercap / "intel-rapl:0" / "energy_uj").write_text(f"{total_uj}\n")
         samples += meter.read()

@@ -309,8 +309,9 @@ def test_ppk_blocks_do_not_depend_on_how_bytes_arrive(cuts: list[int], slip: int
 def test_ppk_counts_lost_samples() -> None:
     decoder = ppk2.Ppk2Decoder(scales=usual(), supply_mv=3300)
     blocks = decoder.feed(ppk_stream(500) + ppk_stream(500, first=500 + 20))
-    assert sum(block.lost for block in blocks) == 20
-    assert blocks[-1].last == 1020
+    assert sum(block.lost for block in blocks) == 22  # and the two before, which are in doubt
+    assert blocks[-1].last == 922
+    assert len(blocks) == 9
 
 
 @given(st.integers(1, 3), st.integers(30, 60))
@@ -320,7 +321,7 @@ def test_ppk_finds_its_step_again_after_lost_bytes(missing: int, at: int) -> Non
     decoder = ppk2.Ppk2Decoder(scales=usual(), supply_mv=3300)
     blocks = decoder.feed(damaged)
     assert len(blocks) == 19
-    assert sum(block.lost for block in blocks) == 1
+    assert sum(block.lost for block in blocks) == 3  # it and the two before
     for block in blocks:  # never the 9e8 mA of a slipped stream
         assert block.amperes == pytest.approx(one_ampere(1000, 2))
 
