@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     done = subprocess.run(command, cwd=args.bsp, check=False)
     if done.returncode:
         raise FlashError(
-            f"flash jetson: NVIDIA's flasher ended with {done.returncode}; its last lines above say "
-            "why; most often cable, recovery mode or USB autosuspend"
+            f"flash jetson: NVIDIA's flasher ended with {done.returncode}; its last lines say why, "
+            "most often cable, recovery mode or USB autosuspend"
         )
     print("NVIDIA's system is on the board; go on with: multispin flash ssh USER@HOST")
     return 0
@@ -75,10 +75,10 @@ def missing(bsp: Path, usb: Path, machine: str) -> list[str]:
         found.append(f"NVIDIA's flasher runs on an x86_64 computer, this is {machine}")
     if not (bsp / _SCRIPT).is_file():
         found.append(
-            f"{bsp} holds no {_SCRIPT}: download 'Driver Package (BSP)' and 'Sample Root Filesystem' "
-            "of your JetPack from developer.nvidia.com/embedded/jetson-linux, unpack the first, "
-            "unpack the second into its rootfs/, and run sudo ./apply_binaries.sh and "
-            "sudo ./tools/l4t_flash_prerequisites.sh there"
+            f"{bsp} holds no {_SCRIPT}: download 'Driver Package (BSP)' and 'Sample Root "
+            "Filesystem' of your JetPack from developer.nvidia.com/embedded/jetson-linux, unpack "
+            "the first, unpack the second into its rootfs/, and run there: "
+            "sudo ./apply_binaries.sh; sudo ./tools/l4t_flash_prerequisites.sh"
         )
     lacking = [name for name in _NEEDED[:3] if shutil.which(name) is None]
     if lacking:

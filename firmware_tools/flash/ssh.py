@@ -169,7 +169,7 @@ def _upload(remote: Remote, seed: Path, target: str, show: Callable[[str], None]
     wanted = {path.name: _digest(path) for path in seed.iterdir()}
     quoted = shlex.quote(target)
     show("uploading")
-    remote.run(f"umask 077; mkdir -p {quoted}")
+    remote.run(f"umask 077; mkdir -p {quoted} && touch {quoted}/{PAYLOAD}")
     for attempt in range(_ATTEMPTS):
         try:
             remote.upload(seed, target)
@@ -182,7 +182,7 @@ def _upload(remote: Remote, seed: Path, target: str, show: Callable[[str], None]
         if found == wanted:
             return
         if found.get(PAYLOAD) != wanted[PAYLOAD] and attempt:
-            remote.run(f"rm -f {quoted}/{PAYLOAD}")  # what is there is of another bundle
+            remote.run(f": > {quoted}/{PAYLOAD}")  # what is there is of another bundle
     raise FlashError("flash ssh: the board holds other bytes than were sent; run it again")
 
 
