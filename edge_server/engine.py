@@ -115,7 +115,8 @@ class Engine:
             VerifyRequest(
                 slot=session.slot,
                 pending=tuple(session.tokens[session.prefilled :]),
-                draft=_useful_draft(session),
+                draft=(draft := _useful_draft(session)),
+                proposals=session.draft.proposals[: len(draft)] if session.draft else (),
             )
             for session in batch
         ]

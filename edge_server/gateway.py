@@ -22,6 +22,7 @@ from sdk.protocol import (
     MAX_VERDICT_TOKENS,
     Close,
     Draft,
+    Mode,
     Open,
     Opened,
     Reject,
@@ -222,11 +223,20 @@ class Gateway:
                 round_=draft.round,
             )
             return
-        if any(token >= self._verifier.vocabulary_size for token in draft.token_ids):
+        if draft.highest_id >= self._verifier.vocabulary_size:
             self._reject(
                 device,
                 RejectCode.VOCABULARY,
                 f"token ids must be below {self._verifier.vocabulary_size}",
+                session=draft.session,
+                round_=draft.round,
+            )
+            return
+        if draft.proposals and session.opening.mode is not Mode.RATIO:
+            self._reject(
+                device,
+                RejectCode.MODE,
+                "this session was opened for drafts without distributions",
                 session=draft.session,
                 round_=draft.round,
             )

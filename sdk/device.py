@@ -121,6 +121,7 @@ class Device:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int = 0,
+        mode: Mode | None = None,
         journal: Path | None = None,
     ) -> Iterator[Token]:
         """Yield tokens as they are accepted.
@@ -133,6 +134,9 @@ class Device:
             top_p: in (0, 1].
             min_p: in [0, 1).
             seed: in [0, 2^64); with the same seed, the target says the same again.
+            mode: None is GREEDY at temperature 0 and COUPLED above. RATIO lets the server ask for
+                distributions beside the ids where the link is wide: exact samples all the same,
+                but no longer the same ones for the same seed.
             journal: file that makes the session survive a power cut; call again with the same
                 arguments to go on after the last token in it.
 
@@ -151,6 +155,7 @@ class Device:
                 "min_p": min_p,
                 "seed": seed,
             },
+            mode,
         )
         with ExitStack() as stack:
             record = journal and stack.enter_context(Journal(path=journal, opening=opening))
@@ -181,7 +186,9 @@ class Device:
                     )
                     position += 1
 
-    def _opening(self, prompt: str, max_tokens: int, sampling: dict[str, float]) -> Open:
+    def _opening(
+        self, prompt: str, max_tokens: int, sampling: dict[str, float], mode: Mode | None
+    ) -> Open:
         prompt_ids = self.tokenizer.encode(prompt)
         if len(prompt_ids) >= self._drafter.context_length:
             raise ConfigError(
@@ -194,7 +201,7 @@ class Device:
                 session=secrets.randbits(64),
                 prompt=prompt_ids,
                 sampling=parameters,
-                mode=Mode.GREEDY if parameters.greedy else Mode.COUPLED,
+                mode=mode or (Mode.GREEDY if parameters.greedy else Mode.COUPLED),
                 max_tokens=max_tokens,
                 stop_ids=self.tokenizer.stop_ids,
                 tokenizer=self._drafter.tokenizer_hash,

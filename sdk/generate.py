@@ -16,6 +16,7 @@ from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
 from sdk.errors import ConfigError
+from sdk.protocol import Mode
 from sdk.session import Offline, SessionOptions
 
 __all__ = ["configure", "run"]
@@ -36,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--mode",
+        choices=["coupled", "ratio"],
+        default="coupled",
+        help="above temperature 0: upload ids only, or distributions too where the link is wide",
+    )
     parser.add_argument(
         "--offline",
         choices=[choice.value for choice in Offline],
@@ -114,6 +121,7 @@ def _tokens(device: Device, args: argparse.Namespace) -> Iterator[Token]:
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
+        mode=Mode.RATIO if args.mode == "ratio" and args.temperature > 0 else None,
         journal=args.journal,
     )
 

@@ -12,19 +12,26 @@ of meters.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sdk.draft.drafter import Drafter
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
-from sdk.model.sampling import Sampler
+from sdk.model.noise import Stream, uniform
+from sdk.model.proposal import Proposal, propose
+from sdk.model.sampling import Sampler, transform
 from sdk.protocol import (
     Close,
     Draft,
     End,
+    Mode,
     Open,
     Opened,
     Reject,
@@ -46,6 +53,7 @@ __all__ = ["Delivery", "Offline", "Phase", "Session", "SessionOptions", "Session
 
 _FIRST_LENGTH = 4  # drafted while the prompt is prefilled, before any grant
 _CREDIT_TOKENS = 16
+_WEIGHT_BITS = 8  # of the uploaded distributions in ratio mode
 _MAX_TIMEOUT_S = 4.0
 _LINK_CHECK_S = 0.25  # how often a wait looks whether the link came back
 
@@ -65,6 +73,14 @@ class Phase(Enum):
     DRAFT = "draft"
     WAIT = "wait"
     IDLE = "idle"
+
+
+class _Drafted(NamedTuple):
+    """One drafted token, what it took, and in ratio mode the distribution it was drawn from."""
+
+    token: int
+    took_s: float
+    proposal: Proposal | None
 
 
 class Delivery(NamedTuple):
@@ -153,8 +169,9 @@ class Session:
         self._round = 0
         self._length = _FIRST_LENGTH
         self._draft: tuple[int, ...] = ()
-        self._ahead: list[int] = []  # drafted behind the committed tokens, the draft included
-        self._ahead_s: list[float] = []  # what each of them took
+        self._support = 0  # ids of each uploaded distribution; 0 outside ratio mode
+        self._draws = secrets.randbits(32)  # keys the board's own draws in ratio mode
+        self._ahead: list[_Drafted] = []  # behind the committed tokens, the draft included
         self._credit_until = 0
         self._capacity = min(len(opening.prompt) + opening.max_tokens, drafter.context_length)
 
@@ -197,17 +214,30 @@ class Session:
         self._on_phase(Phase.DRAFT)
         while len(self._ahead) < length:
             self._draft_token()
-        self._draft = tuple(self._ahead[: max(length, 0)])
+        self._draft = tuple(drafted.token for drafted in self._ahead[: max(length, 0)])
         self.stats.drafted += len(self._draft)
 
     def _draft_token(self) -> None:
         started_s = self._clock()
-        sequence = self.sequence.tokens + self._ahead
+        sequence = self.sequence.tokens + [drafted.token for drafted in self._ahead]
         logits = self._drafter.next_logits(sequence)
-        self._ahead.append(self._sampler.choose(logits, len(sequence)))
+        proposal = None
+        if self._support:
+            token, proposal = self._propose(logits, len(sequence))
+        else:
+            token = self._sampler.choose(logits, len(sequence))
         took_s = self._clock() - started_s
-        self._ahead_s.append(took_s)
+        self._ahead.append(_Drafted(token, took_s, proposal))
         self.stats.draft_s += took_s
+
+    def _propose(self, logits: NDArray[np.float32], position: int) -> tuple[int, Proposal]:
+        """Cut the distribution down to what will be uploaded, then draw from that."""
+        parameters = self._opening.sampling
+        shaped = transform(logits, parameters)
+        proposal = propose(shaped, support=self._support, weight_bits=_WEIGHT_BITS)
+        self._draws += 1
+        u = uniform(parameters.seed, position, Stream.DRAFT, self._draws)
+        return proposal.draw(u), proposal
 
     @property
     def _room(self) -> int:
@@ -292,11 +322,13 @@ class Session:
         """Take over a verdict that advanced the sequence; keep what was rightly drafted ahead."""
         new = tuple(self.sequence.tokens[position:])
         accepted = _shared(self._draft, new)
-        agreed = _shared(self._ahead, new)
-        survives = agreed == len(new) < len(self._ahead) and not verdict.end
+        agreed = _shared([drafted.token for drafted in self._ahead], new)
+        support = verdict.grant_support if verdict.grant_mode is Mode.RATIO else 0
+        same_kind = bool(support) == bool(self._support)
+        survives = agreed == len(new) < len(self._ahead) and same_kind and not verdict.end
         drafted_ahead = max(len(self._ahead) - len(self._draft), 0)
         self._ahead = self._ahead[len(new) :] if survives else []
-        self._ahead_s = self._ahead_s[len(new) :] if survives else []
+        self._support = support
         self.stats.saved += len(self._ahead)
         self.stats.wasted += drafted_ahead - len(self._ahead)
         self.stats.accepted += accepted
@@ -344,16 +376,18 @@ class Session:
         credit = 0
         if self._length == 0:
             credit = max(self._credit_until - self.sequence.position, 1)
+        sent = self._ahead[: len(self._draft)]
         frame = Draft(
             session=self._opening.session,
             round=self._round,
             position=self.sequence.position,
             sent_us=self._now_us(),
-            draft_s=min(sum(self._ahead_s[: len(self._draft)]), 6.5),
+            draft_s=min(sum(drafted.took_s for drafted in sent), 6.5),
             token_ids=self._draft,
             id_bits=self._id_bits,
             credit=credit,
             retry=retry,
+            proposals=tuple(drafted.proposal for drafted in sent if drafted.proposal),
         )
         self._transport.publish(up(self._device, "draft"), encode_draft(frame))
 

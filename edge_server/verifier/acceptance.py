@@ -3,25 +3,33 @@
 Greedy and coupled verification are one rule: choose the target's own token at every row; the draft
 is accepted while it equals that choice. In coupled mode the choice adds the noise that the device
 added too (arXiv 2408.07978), so the output is the target's own sample whatever was drafted.
+
+Ratio verification knows the distribution q that each token was drawn from. It accepts a token with
+probability min(1, p/q) (Leviathan et al., arXiv 2211.17192), or weighs the whole block at once (Sun
+et al., arXiv 2403.10444), which never accepts fewer; either way, what follows is drawn from what is
+left of p, and the output is an exact sample of the target.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_server.verifier.interface import VerifyOutcome
-from sdk.model.sampling import Sampler
+from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
+from sdk.model.noise import Stream, uniform
+from sdk.model.proposal import Proposal
+from sdk.model.sampling import Sampler, SamplingParameters, log_probabilities, transform
 
-__all__ = ["accept"]
+__all__ = ["Acceptor", "accept", "block_prefix", "residual", "token_prefix"]
 
 
 def accept(
     logits: NDArray[np.float32], draft: Sequence[int], *, sampler: Sampler, position: int
 ) -> VerifyOutcome:
-    """Return the accepted prefix and the target's token behind it.
+    """Return the accepted prefix and the target's token behind it: greedy and coupled mode.
 
     Args:
         logits: [len(draft) + 1, vocab]; row i is the target's view of what follows draft[:i].
@@ -34,3 +42,101 @@ def accept(
         if accepted == len(draft) or token != draft[accepted]:
             return VerifyOutcome(accepted=accepted, token=token)
     raise ValueError(f"{len(logits)} rows of logits for {len(draft)} drafted tokens")
+
+
+def token_prefix(
+    p: NDArray[np.float64],
+    draft: Sequence[int],
+    proposals: Sequence[Proposal],
+    uniforms: Sequence[float],
+) -> tuple[int, float]:
+    """Return (accepted prefix, weight of p in the residual) by the ratio test, token by token.
+
+    Args:
+        p: [len(draft) + 1, vocab], the target's distributions.
+        draft: the drafted ids.
+        proposals: the distribution of each.
+        uniforms: one number in (0, 1) per drafted id, never used before.
+    """
+    for accepted, (token, q, u) in enumerate(zip(draft, proposals, uniforms, strict=True)):
+        if u * q.probability(token) >= p[accepted, token]:
+            return accepted, 1.0
+    return len(draft), 1.0
+
+
+def block_prefix(
+    p: NDArray[np.float64],
+    draft: Sequence[int],
+    proposals: Sequence[Proposal],
+    uniforms: Sequence[float],
+) -> tuple[int, float]:
+    """Return (accepted prefix, weight of p in the residual) by block verification.
+
+    The longest prefix whose own test holds is accepted; arguments as in `token_prefix`.
+    Source: arXiv 2403.10444, Algorithm 2.
+    """
+    accepted, weight, ratio = 0, 1.0, 1.0
+    for length, (token, q, u) in enumerate(zip(draft, proposals, uniforms, strict=True), start=1):
+        ratio = min(1.0, ratio * p[length - 1, token] / q.probability(token))
+        threshold = ratio
+        if length < len(draft):
+            left = proposals[length].subtract_from(ratio * p[length]).sum()
+            # With ratio 1 nothing speaks against the prefix; the quotient is then left / left.
+            threshold = 1.0 if ratio == 1.0 else left / (left + 1.0 - ratio)
+        if u < threshold:
+            accepted, weight = length, ratio
+    return accepted, weight
+
+
+def residual(
+    p: NDArray[np.float64], accepted: int, proposals: Sequence[Proposal], weight: float
+) -> NDArray[np.float64]:
+    """Return, unnormalised, the distribution of the token behind the accepted prefix, [vocab]."""
+    row: NDArray[np.float64] = p[accepted]
+    if accepted == len(proposals):
+        return row
+    left = proposals[accepted].subtract_from(weight * row)
+    return left if left.any() else row  # p = q up to rounding
+
+
+class Acceptor:
+    """One session's verification, whatever the mode of each round."""
+
+    def __init__(
+        self, *, parameters: SamplingParameters, vocabulary_size: int, block: bool = True
+    ) -> None:
+        """Prepare; `block` chooses block verification over the token-by-token ratio test."""
+        self._sampler = Sampler(parameters=parameters, vocabulary_size=vocabulary_size)
+        self._find_prefix = block_prefix if block else token_prefix
+        self._attempt = secrets.randbits(32)  # a restarted session must not see old numbers again
+
+    def accept(
+        self, logits: NDArray[np.float32], request: VerifyRequest, *, position: int
+    ) -> VerifyOutcome:
+        """Return the accepted prefix and the token behind it.
+
+        Args:
+            logits: [len(draft) + 1, vocab].
+            request: the draft, with proposals in ratio mode.
+            position: absolute index of the first drafted token.
+        """
+        if not request.proposals:
+            return accept(logits, request.draft, sampler=self._sampler, position=position)
+        self._attempt += 1
+        p = np.stack([self._distribution(row) for row in logits])
+        uniforms = [
+            self._uniform(position + index, Stream.ACCEPT) for index in range(len(request.draft))
+        ]
+        accepted, weight = self._find_prefix(p, request.draft, request.proposals, uniforms)
+        mass = np.cumsum(residual(p, accepted, request.proposals, weight))
+        u = self._uniform(position + accepted, Stream.RESIDUAL)
+        token = int(np.searchsorted(mass, u * mass[-1], side="right"))
+        return VerifyOutcome(accepted=accepted, token=token)
+
+    def _distribution(self, row: NDArray[np.float32]) -> NDArray[np.float64]:
+        parameters = self._sampler.parameters
+        probabilities: NDArray[np.float64] = np.exp(log_probabilities(transform(row, parameters)))
+        return probabilities
+
+    def _uniform(self, position: int, stream: Stream) -> float:
+        return uniform(self._sampler.parameters.seed, position, stream, self._attempt)

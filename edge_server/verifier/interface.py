@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sdk.model.proposal import Proposal
 from sdk.model.sampling import SamplingParameters
 
 __all__ = ["Verifier", "VerifyOutcome", "VerifyRequest"]
@@ -23,11 +24,13 @@ class VerifyRequest:
         slot: as `Verifier.open` returned it.
         pending: committed ids whose keys are not in the slot yet; at least one.
         draft: ids to verify behind them; may be empty.
+        proposals: in ratio mode, the distribution that each drafted id was drawn from.
     """
 
     slot: int
     pending: tuple[int, ...]
     draft: tuple[int, ...] = ()
+    proposals: tuple[Proposal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_server.verifier.acceptance import accept
+from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from sdk.errors import CapacityError
 from sdk.model.decoder import Decoder, KvCache
 from sdk.model.manifest import GRAPH_NAME
-from sdk.model.sampling import Sampler, SamplingParameters
+from sdk.model.sampling import SamplingParameters
 
 __all__ = ["OnnxVerifier"]
 
@@ -25,7 +25,7 @@ _MEBI = 1 << 20
 @dataclass(slots=True)
 class _Slot:
     cache: KvCache
-    sampler: Sampler
+    acceptor: Acceptor
 
 
 class OnnxVerifier:
@@ -95,10 +95,10 @@ class OnnxVerifier:
                 "in use); ask for fewer tokens or try again later"
             )
         cache = self._decoder.new_cache(capacity=max_tokens)
-        sampler = Sampler(parameters=parameters, vocabulary_size=self.vocabulary_size)
+        acceptor = Acceptor(parameters=parameters, vocabulary_size=self.vocabulary_size)
         slot = self._next_slot
         self._next_slot += 1
-        self._slots[slot] = _Slot(cache, sampler)
+        self._slots[slot] = _Slot(cache, acceptor)
         self._kv_bytes_in_use += needed_bytes
         return slot
 
@@ -115,7 +115,7 @@ class OnnxVerifier:
         position = slot.cache.length + len(request.pending)
         rows = (*request.pending, *request.draft)
         logits = self._decoder.run(slot.cache, rows, score=len(request.draft) + 1)
-        outcome = accept(logits, request.draft, sampler=slot.sampler, position=position)
+        outcome = slot.acceptor.accept(logits, request, position=position)
         slot.cache.rollback(position + outcome.accepted)
         return outcome
 

@@ -79,7 +79,8 @@ class OnnxDrafter:
         self._cache.rollback(kept)
         new = list(sequence[kept:])
         self._fed[kept:] = new
-        return self._decoder.run(self._cache, new, score=1)[-1]
+        logits: NDArray[np.float32] = self._decoder.run(self._cache, new, score=1)[-1]
+        return logits
 
 
 def _shared_prefix(fed: list[int], sequence: Sequence[int]) -> int:

@@ -69,17 +69,23 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, in
     return c0, c1, c2, c3
 
 
-def _position_words(seed: int, position: int, stream: Stream) -> tuple[int, int, int, int]:
+def _position_words(
+    seed: int, position: int, stream: Stream, attempt: int = 0
+) -> tuple[int, int, int, int]:
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if not 0 <= position <= MAX_POSITION:
         raise ValueError(f"position must be in [0, 2^32), got {position}")
-    return philox4x32((position, stream, 0, 0), (seed & _MASK32, seed >> 32))
+    return philox4x32((position, stream, attempt & _MASK32, 0), (seed & _MASK32, seed >> 32))
 
 
-def uniform(seed: int, position: int, stream: Stream) -> float:
-    """Return one float64 in (0, 1), keyed by (seed, position, stream)."""
-    high, low, _, _ = _position_words(seed, position, stream)
+def uniform(seed: int, position: int, stream: Stream, attempt: int = 0) -> float:
+    """Return one float64 in (0, 1), keyed by (seed, position, stream, attempt modulo 2^32).
+
+    `attempt` tells apart the times that one position is looked at: in ratio mode, a number that
+    once helped to reject must not be used again.
+    """
+    high, low, _, _ = _position_words(seed, position, stream, attempt)
     return (((high << 20) | (low >> 12)) + 0.5) * 2.0**-52  # 52 bits, so that + ½ is exact
 
 

@@ -13,7 +13,9 @@ from enum import IntEnum
 from typing import Final
 
 from sdk.errors import MalformedFrameError
-from sdk.protocol.ids import pack_ids, unpack_ids
+from sdk.model.proposal import Proposal
+from sdk.protocol.ids import pack_ids, packed_bytes, unpack_ids
+from sdk.protocol.proposals import pack_proposals, unpack_proposals
 
 __all__ = [
     "MAX_DRAFT_TOKENS",
@@ -45,6 +47,7 @@ _VERDICT: Final = struct.Struct("<BBBBQIIIIIBBBBBBHH")
 
 _FLAG_RETRY: Final = 1
 _FLAG_STREAM: Final = 2
+_FLAG_PROPOSALS: Final = 4
 
 _DRAFT_TIME_UNIT_S: Final = 1e-4
 _SHARE_UNITS: Final = 0xFFFF
@@ -81,6 +84,7 @@ class Draft:
         id_bits: bits per id on the wire.
         credit: without a draft, how many tokens past `position` the server may decode alone.
         retry: whether an answer was overdue; asks for everything from `position` on.
+        proposals: in ratio mode, the distribution that each drafted token was drawn from.
     """
 
     session: int
@@ -92,14 +96,27 @@ class Draft:
     id_bits: int
     credit: int = 0
     retry: bool = False
+    proposals: tuple[Proposal, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.proposals:
+            if len(self.proposals) != len(self.token_ids):
+                raise ValueError("a draft has one proposal per token, or none")
+            pairs = zip(self.token_ids, self.proposals, strict=True)
+            if not all(token in proposal.token_ids for token, proposal in pairs):
+                raise ValueError("a drafted token is not in its own proposal")
         if len(self.token_ids) > MAX_DRAFT_TOKENS:
             raise ValueError(f"a draft has at most {MAX_DRAFT_TOKENS} tokens")
         if self.credit and self.token_ids:
             raise ValueError("a frame carries either a draft or a credit")
         if not 0 <= self.credit <= MAX_VERDICT_TOKENS:
             raise ValueError(f"credit must be in [0, {MAX_VERDICT_TOKENS}], got {self.credit}")
+
+    @property
+    def highest_id(self) -> int:
+        """The highest token id that the frame names; −1 where it names none."""
+        proposed = (token for proposal in self.proposals for token in proposal.token_ids)
+        return max((*self.token_ids, *proposed), default=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +170,9 @@ class Verdict:
 
 
 def encode_draft(draft: Draft) -> bytes:
-    """Return the frame of a draft: 28 bytes and the packed ids."""
+    """Return the frame of a draft: 28 bytes, the packed ids, and in ratio mode the proposals."""
     flags = _FLAG_RETRY * draft.retry | _FLAG_STREAM * (draft.credit > 0)
+    flags |= _FLAG_PROPOSALS * bool(draft.proposals)
     header = _DRAFT.pack(
         VERSION,
         _KIND_DRAFT,
@@ -168,7 +186,10 @@ def encode_draft(draft: Draft) -> bytes:
         draft.credit or len(draft.token_ids),
         draft.id_bits,
     )
-    return header + pack_ids(draft.token_ids, draft.id_bits)
+    frame = header + pack_ids(draft.token_ids, draft.id_bits)
+    if draft.proposals:
+        frame += pack_proposals(draft.proposals, id_bits=draft.id_bits)
+    return frame
 
 
 def decode_draft(frame: bytes) -> Draft:
@@ -177,22 +198,45 @@ def decode_draft(frame: bytes) -> Draft:
     Raises:
         MalformedFrameError: if it is not a draft frame of this version, whole and nothing more.
     """
-    flags, body = _open_frame(frame, _KIND_DRAFT, _DRAFT, _FLAG_RETRY | _FLAG_STREAM)
+    known_flags = _FLAG_RETRY | _FLAG_STREAM | _FLAG_PROPOSALS
+    flags, body = _open_frame(frame, _KIND_DRAFT, _DRAFT, known_flags)
     session, round_, position, sent_us, time_units, count, id_bits = _DRAFT.unpack_from(frame)[4:]
     stream = bool(flags & _FLAG_STREAM)
     if (not stream and count > MAX_DRAFT_TOKENS) or (stream and count == 0):
         raise MalformedFrameError(f"draft frame: a count of {count} is not allowed")
-    return Draft(
-        session=session,
-        round=round_,
-        position=position,
-        sent_us=sent_us,
-        draft_s=time_units * _DRAFT_TIME_UNIT_S,
-        token_ids=unpack_ids(body, 0 if stream else count, id_bits),
-        id_bits=id_bits,
-        credit=count if stream else 0,
-        retry=bool(flags & _FLAG_RETRY),
+    token_ids, proposals = _open_draft(
+        body, 0 if stream else count, id_bits, with_proposals=bool(flags & _FLAG_PROPOSALS)
     )
+    try:
+        return Draft(
+            session=session,
+            round=round_,
+            position=position,
+            sent_us=sent_us,
+            draft_s=time_units * _DRAFT_TIME_UNIT_S,
+            token_ids=token_ids,
+            id_bits=id_bits,
+            credit=count if stream else 0,
+            retry=bool(flags & _FLAG_RETRY),
+            proposals=proposals,
+        )
+    except ValueError as error:
+        raise MalformedFrameError(f"draft frame: {error}") from error
+
+
+def _open_draft(
+    body: memoryview, count: int, id_bits: int, *, with_proposals: bool
+) -> tuple[tuple[int, ...], tuple[Proposal, ...]]:
+    """Return what follows a draft's header: ids and proposals."""
+    if not with_proposals:
+        return unpack_ids(body, count, id_bits), ()
+    if count == 0:
+        raise MalformedFrameError("draft frame: proposals without a draft")
+    if not 1 <= id_bits <= 32 or len(body) < packed_bytes(count, id_bits):
+        raise MalformedFrameError("draft frame: its ids are cut off")
+    ids_end = packed_bytes(count, id_bits)
+    ids = unpack_ids(body[:ids_end], count, id_bits)
+    return ids, unpack_proposals(body[ids_end:], count, id_bits=id_bits)
 
 
 def encode_verdict(verdict: Verdict) -> bytes:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_server.verifier.acceptance import accept
+from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from sdk.errors import CapacityError
 from sdk.model.sampling import Sampler, SamplingParameters
@@ -67,7 +67,8 @@ class HashVerifier:
     def __init__(self, *, vocabulary_size: int = 97, max_sessions: int = 64) -> None:
         self.vocabulary_size = vocabulary_size
         self.max_sessions = max_sessions
-        self.slots: dict[int, tuple[list[int], Sampler, int]] = {}
+        self.block = True
+        self.slots: dict[int, tuple[list[int], Acceptor, int]] = {}
         self.batches: list[list[VerifyRequest]] = []
         self._next = 0
 
@@ -75,8 +76,10 @@ class HashVerifier:
         if len(self.slots) >= self.max_sessions:
             raise CapacityError("no room")
         self._next += 1
-        sampler = Sampler(parameters=parameters, vocabulary_size=self.vocabulary_size)
-        self.slots[self._next] = ([], sampler, max_tokens)
+        acceptor = Acceptor(
+            parameters=parameters, vocabulary_size=self.vocabulary_size, block=self.block
+        )
+        self.slots[self._next] = ([], acceptor, max_tokens)
         return self._next
 
     def prefill(self, slot: int, token_ids: Sequence[int]) -> None:
@@ -87,14 +90,14 @@ class HashVerifier:
         return [self._verify_one(request) for request in requests]
 
     def _verify_one(self, request: VerifyRequest) -> VerifyOutcome:
-        held, sampler, capacity = self.slots[request.slot]
+        held, acceptor, capacity = self.slots[request.slot]
         held += request.pending
         assert len(held) + len(request.draft) <= capacity, "the slot would overflow"
         rows = [
             hash_logits([*held, *request.draft[:row]], self.vocabulary_size, weights=1)
             for row in range(len(request.draft) + 1)
         ]
-        outcome = accept(np.stack(rows), request.draft, sampler=sampler, position=len(held))
+        outcome = acceptor.accept(np.stack(rows), request, position=len(held))
         held += request.draft[: outcome.accepted]
         return outcome
 
