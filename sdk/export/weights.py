@@ -22,7 +22,7 @@ __all__ = ["STORE"]
 
 WEIGHT_READERS = {"MatMul", "Gather", "Transpose"}
 ACCURACY_LEVEL = 4  # activations are rounded to 8 bits by block, products are integer
-TABLE_BITS = 8
+TABLE_BLOCK = 32
 
 
 def store_half(model: onnx.ModelProto) -> None:
@@ -67,8 +67,8 @@ def compute_half(model: onnx.ModelProto) -> None:
     graph.keep([*graph.proto.node, cast])
 
 
-def store_blocks(model: onnx.ModelProto, *, bits: int, block: int) -> None:
-    """Store every linear layer as MatMulNBits, embedding table and head with 8 bits at least.
+def store_blocks(model: onnx.ModelProto, *, bits: int, block: int, table_bits: int = 8) -> None:
+    """Store every linear layer as MatMulNBits, embedding table and head with `table_bits`.
 
     Blocks of `block` weights of one output share a scale; the value is symmetric about zero. A
     tied embedding table is stored once and read by GatherBlockQuantized and by the head.
@@ -79,12 +79,11 @@ def store_blocks(model: onnx.ModelProto, *, bits: int, block: int) -> None:
     new: list[onnx.NodeProto] = []
     for node in list(graph.proto.node):
         if node.op_type == "Gather" and len(graph_dims(graph, node.input[0])) == 2:
-            new.append(quantised_gather(graph, node))
+            new.append(quantised_gather(graph, node, table_bits))
         elif node.op_type == "MatMul" and (table := tied_table(graph, node)) in tables:
-            new.extend(quantised_head(graph, node, table))
+            new.extend(quantised_head(graph, node, table, table_bits))
         elif node.op_type == "MatMul" and node.input[1] in graph.initialisers:
-            head = node.input[1] in heads
-            chosen = max(bits, TABLE_BITS) if head else bits
+            chosen = table_bits if node.input[1] in heads else bits
             new.append(quantised_product(graph, node, bits=chosen, block=block))
         else:
             new.append(node)
@@ -149,20 +148,20 @@ def product_node(
     )
 
 
-def quantised_table(graph: Graph, name: str) -> tuple[str, str, int]:
-    """Store a table [vocabulary, hidden] as bytes of the same shape; return names and block."""
+def quantised_table(graph: Graph, name: str, bits: int) -> tuple[str, str, int]:
+    """Store a table [vocabulary, hidden] as rows of bytes; return names and block."""
     table = graph.array(name)
-    block = fitting_block(table.shape[1], 32)
-    packed_name, scales_name = f"{name}.int{TABLE_BITS}", f"{name}.scales"
+    block = fitting_block(table.shape[1], TABLE_BLOCK)
+    packed_name, scales_name = f"{name}.int{bits}", f"{name}.scales"
     if packed_name not in graph.initialisers:
-        packed, scales = quantise(np.ascontiguousarray(table.T), TABLE_BITS, block)
+        packed, scales = quantise(np.ascontiguousarray(table.T), bits, block)
         graph.add_array(packed_name, packed.reshape(table.shape[0], -1))
         graph.add_array(scales_name, scales.reshape(table.shape[0], -1))
     return packed_name, scales_name, block
 
 
-def quantised_gather(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
-    packed, scales, block = quantised_table(graph, node.input[0])
+def quantised_gather(graph: Graph, node: onnx.NodeProto, bits: int) -> onnx.NodeProto:
+    packed, scales, block = quantised_table(graph, node.input[0], bits)
     return helper.make_node(
         "GatherBlockQuantized",
         [packed, node.input[1], scales],
@@ -171,21 +170,23 @@ def quantised_gather(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
         gather_axis=0,
         quantize_axis=1,
         block_size=block,
-        bits=TABLE_BITS,
+        bits=bits,
     )
 
 
-def quantised_head(graph: Graph, node: onnx.NodeProto, table: str) -> list[onnx.NodeProto]:
+def quantised_head(
+    graph: Graph, node: onnx.NodeProto, table: str, bits: int
+) -> list[onnx.NodeProto]:
     """Let the head read the table's bytes, given the third axis that MatMulNBits expects."""
-    packed, scales, block = quantised_table(graph, table)
+    packed, scales, block = quantised_table(graph, table, bits)
     vocabulary, hidden = graph_dims(graph, table)
-    shape = np.array([vocabulary, -1, block * TABLE_BITS // 8], np.int64)
+    shape = np.array([vocabulary, -1, block * bits // 8], np.int64)
     reshaped = f"{packed}.blocks"
     reshape = helper.make_node(
         "Reshape", [packed, graph.add_array(f"{reshaped}.shape", shape)], [reshaped]
     )
     inputs = [node.input[0], reshaped, scales]
-    return [reshape, product_node(inputs, node.output[0], (hidden, vocabulary), TABLE_BITS, block)]
+    return [reshape, product_node(inputs, node.output[0], (hidden, vocabulary), bits, block)]
 
 
 STORE: dict[str, Callable[[onnx.ModelProto], None]] = {
@@ -194,5 +195,6 @@ STORE: dict[str, Callable[[onnx.ModelProto], None]] = {
     "int8": lambda model: store_blocks(model, bits=8, block=32),
     "int4": lambda model: store_blocks(model, bits=4, block=32),
     "int4-128": lambda model: store_blocks(model, bits=4, block=128),
+    "int4-all": lambda model: store_blocks(model, bits=4, block=32, table_bits=4),
 }
 """What to do to the graph for each of `sdk.export.WEIGHTS`, except "fp32"."""

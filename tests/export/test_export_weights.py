@@ -40,27 +40,28 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("source", ["tied", "untied"])
 @pytest.mark.parametrize(
-    ("weights", "products", "greedy"), [("int8", 9, 0.8), ("int4", 9, 0.2), ("int4-128", 9, 0.2)]
+    ("weights", "head_bits", "greedy"),
+    [("int8", 8, 0.8), ("int4", 8, 0.2), ("int4-128", 8, 0.2), ("int4-all", 4, 0.2)],
 )
 def test_blocks_replace_every_matrix(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     source: str,
     weights: str,
-    products: int,
+    head_bits: int,
     greedy: float,
 ) -> None:
     manifest = export_model(request.getfixturevalue(source), tmp_path / "out", weights=weights)
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     operators = [node.op_type for node in graph.node]
-    assert operators.count("MatMulNBits") == products  # four a layer and the head
+    assert operators.count("MatMulNBits") == 9  # four a layer and the head
     assert operators.count("GatherBlockQuantized") == 1
     assert "MatMul" not in operators
     floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert max(np.prod(t.dims) for t in floats if "scales" not in t.name) < 320 * 64
     assert manifest.quality["greedy_agreement"] >= greedy
     head = next(node for node in graph.node if "logits" in node.output)
-    assert next(a.i for a in head.attribute if a.name == "bits") == 8
+    assert next(a.i for a in head.attribute if a.name == "bits") == head_bits
 
 
 def test_tied_table_is_stored_once_in_blocks(tied: Path, tmp_path: Path) -> None:
