@@ -58,16 +58,15 @@ def dual_bound(cell: Cell, value: Floats, incumbent: Ints, cap: int) -> Dual:
         cap: the longest draft allowed.
     """
     lengths = np.minimum(incumbent, cap)
-    phi = deadline(cell, lengths)
     total = float(value[np.arange(cell.count), incumbent].sum())
     tau = total / float(deadline(cell, incumbent) + cell.verify_s(incumbent))
-    prices = Prices.at(cell, lengths, phi, tau)
-    spread = np.geomspace(0.5, 2.0, 15)
-    surplus, terms = prices.evaluate(cell, value, tau, cap, spread)
-    at = int(np.argmin(surplus))
-    closer = spread[at] * np.linspace(0.95, 1.05, 9)
-    surplus, terms = prices.evaluate(cell, value, tau, cap, closer)
-    at = int(np.argmin(surplus))
+    prices = Prices.at(cell, value, lengths, tau)
+    factors = np.geomspace(1e-2, 1e2, 17)
+    for _ in range(3):  # the surplus is convex in the price of band
+        surplus, terms = prices.evaluate(cell, value, tau, cap, factors)
+        at = int(np.argmin(surplus))
+        edges = factors[max(at - 1, 0)], factors[min(at + 1, len(factors) - 1)]
+        factors = np.geomspace(*edges, 7)
     least_s = float(cell.verify_s(np.full(cell.count, cell.min_length)))  # of any round
     return Dual(
         surplus=float(surplus[at]),
@@ -78,6 +77,43 @@ def dual_bound(cell: Cell, value: Floats, incumbent: Ints, cap: int) -> Dual:
     )
 
 
+def token_value(cell: Cell, value: Floats, lengths: Ints, tau: float) -> Floats:
+    """Return what a token is worth between the length's last and the next; [K]."""
+    every = np.arange(cell.count)
+    steps = np.maximum(np.diff(value, axis=1) - tau * cell.verify.per_row_s, 1e-12)
+    last = steps[every, np.maximum(lengths - 1, 0)]
+    following = steps[every, np.minimum(lengths, steps.shape[1] - 1)]
+    middle: Floats = np.sqrt(last * following)
+    return middle
+
+
+def stretch_s(cell: Cell, lengths: Ints, phi: float) -> Floats:
+    """Return by how much one more token moves a device's deadline at the same band; [K]."""
+    some = np.maximum(lengths, 1)
+    left = phi - cell.delay_s
+    if cell.overlap:
+        upload_bound = left >= (some + 1) * cell.draft_s
+        stretch = np.where(upload_bound, (left - cell.draft_s) / some, cell.draft_s)
+    else:
+        part = cell.payload_bits / (cell.overhead_bits + some * cell.payload_bits)
+        stretch = cell.draft_s + np.maximum(left - some * cell.draft_s, 0.0) * part
+    return np.maximum(stretch, 1e-12)
+
+
+def starting_price(cell: Cell, value: Floats, price: float, tau: float) -> Floats:
+    """Return the deadline's price at which a first draft is worth nothing to a device; [K]."""
+    lengths = np.arange(1, value.shape[1])
+    gain = value[:, 1:] - value[:, :1] - tau * cell.verify.per_row_s * lengths
+    every = np.broadcast_to(lengths[:, None], (len(lengths), cell.count))
+    bits = (message_bits(cell, every) / cell.efficiency).T
+    drafting_s = np.maximum(lengths * cell.draft_s[:, None] + cell.delay_s[:, None], 1e-12)
+    # The root s = sqrt(y) of drafting_s s^2 + 2 sqrt(price bits) s = gain.
+    half = np.sqrt(price * bits)
+    root = (np.sqrt(half**2 + drafting_s * np.maximum(gain, 0.0)) - half) / drafting_s
+    highest: Floats = np.maximum((root**2).max(axis=1), 1e-300)
+    return highest
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """Price of band, and every device's share of the price of the deadline."""
@@ -86,15 +122,25 @@ class Prices:
     share: Floats  # [K], sums to 1
 
     @classmethod
-    def at(cls, cell: Cell, lengths: Ints, phi: Floats, tau: float) -> Prices:
-        """Return the prices that would hold if these lengths were optimal (KKT)."""
-        _, slope = band(cell, lengths, phi)
-        fall = float(slope.sum())
-        if fall <= 0.0:  # nobody drafts: what one token each would give
-            one = np.ones(cell.count, dtype=np.int64)
-            _, slope = band(cell, one, deadline(cell, one))
-            fall = float(slope.sum())
-        return cls(tau / fall, slope / fall)
+    def at(cls, cell: Cell, value: Floats, lengths: Ints, tau: float) -> Prices:
+        """Return the prices that would hold if these lengths were optimal (KKT).
+
+        A later deadline is worth to a device what it adds to its length times the value of a token;
+        one that does not draft gets the price at which starting to would be worth nothing.
+        """
+        drafting = lengths > 0
+        if not drafting.any():
+            lengths = np.ones_like(lengths)
+        phi = deadline(cell, lengths)
+        stretch = stretch_s(cell, lengths, float(phi))
+        y = np.where(lengths > 0, token_value(cell, value, lengths, tau) / stretch, 0.0)
+        y *= tau / max(float(y.sum()), 1e-300)
+        room = phi - cell.delay_s - lengths * cell.draft_s
+        price = float((y * np.maximum(room, 0.0)).sum()) / cell.bandwidth_hz
+        if not drafting.all():
+            start = starting_price(cell, value, price, tau)
+            y = np.where(drafting, y, np.minimum(start, 0.5 * tau / cell.count))
+        return cls(price, y / y.sum())
 
     def evaluate(
         self, cell: Cell, value: Floats, tau: float, cap: int, factors: Floats

@@ -147,12 +147,13 @@ def continuous_plan(cell: Cell, lengths: Ints, bandwidth_hz: Floats, bound: floa
     )
 
 
-def continuous(cell: Cell, *, fair: bool = False) -> Plan:
+def continuous(cell: Cell, *, fair: bool = False, polish: bool = True) -> Plan:
     """Return lengths and shares for verification without a barrier.
 
     Maximises Σ w_k rate_k, or Σ w_k log(rate_k) if `fair`, in the model of `predict`: for several
     prices of server time, every device's best length and band at a common price of band, iterated
-    with the load that they cause; the best of these, of server-only and of local moves is kept.
+    with the load that they cause; the best of these and of server-only is kept, and improved by
+    local moves unless `polish` is off, which takes a few times as long.
     """
     chooser = Chooser(cell, fair=fair)
     plans = [*chooser.candidates(), barrier_plan(cell)]
@@ -162,7 +163,9 @@ def continuous(cell: Cell, *, fair: bool = False) -> Plan:
     lengths = np.concatenate([plan[0] for plan in plans])
     bands = np.concatenate([plan[1] for plan in plans])
     best = int(np.argmax(chooser.score(lengths, bands)))
-    found, band = chooser.polish(lengths[best], bands[best])
+    found, band = lengths[best], bands[best]
+    if polish:
+        found, band = chooser.polish(found, band)
     return continuous_plan(cell, found, band)
 
 

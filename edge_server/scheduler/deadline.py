@@ -74,7 +74,8 @@ def deadline(cell: Cell, lengths: Ints) -> Floats:
         # At the start one device alone may use all the band, to within rounding.
         step = np.where(fall > 0.0, total * excess / np.where(fall > 0.0, fall, 1.0), 0.0)
         phi = phi + np.maximum(step, 0.0)
-        if np.all(excess <= 1e-13):
+        # Close to a pole rounding of phi alone keeps the excess from ending at 0.
+        if np.all((excess <= 1e-13) | (step <= 4e-16 * phi)):
             break
     return phi
 

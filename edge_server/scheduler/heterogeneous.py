@@ -29,6 +29,8 @@ SWAP_DEVICES = 24  # up to here the polish also tries moving a token from one de
 POLISH_DEVICES = 100
 ENUMERATE = 200_000  # device-lengths evaluated at most to prove an optimum
 PHI_FIRST, PHI_NEXT = 20, 8
+DRAFT_BOUND = 0.3  # part of the deadline that uploads may take for breakpoints to matter
+BREAKPOINTS = 12
 
 
 class Goal(Protocol):
@@ -152,7 +154,36 @@ def scan(cell: Cell, goal: Goal, best: Ints, cap: int) -> Ints:
         at = int(np.argmax(score))
         edges = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
         grid = np.geomspace(*edges, PHI_NEXT + 2)[1:-1]
-    return np.array(found)
+    incumbent = better(cell, goal, best, np.array(found))
+    grid = breakpoints(cell, goal, incumbent, cap)
+    if len(grid):
+        lengths = np.concatenate(
+            [fill(cell, goal, part, price, cap) for part in chunks(cell, grid)]
+        )
+        incumbent = better(cell, goal, incumbent, lengths)
+    return incumbent[None]
+
+
+def breakpoints(cell: Cell, goal: Goal, incumbent: Ints, cap: int) -> Floats:
+    """Return the most promising deadlines at which some device finishes one more token.
+
+    Where uploads take next to no time, only these can be optimal, and a coarse scan steps over
+    them: each is judged by everyone drafting all that it leaves time for. Empty where uploads
+    matter, and the knapsack moves smoothly with the deadline.
+    """
+    phi = float(deadline(cell, incumbent))
+    upload_s = phi - float((incumbent * cell.draft_s + cell.delay_s).max())
+    if phi <= 0.0 or upload_s > DRAFT_BOUND * phi or cell.count > POLISH_DEVICES:
+        return np.empty(0)
+    steps = np.arange(1, cap + 1)[:, None] * cell.draft_s + cell.delay_s
+    times = np.unique(steps)
+    times = times[(times > phi / 2.0) & (times < phi * 2.0)] * (1.0 + 1e-12)
+    left = np.maximum(times[:, None] - cell.delay_s, 0.0)
+    full = np.minimum(np.floor(left / np.maximum(cell.draft_s, 1e-12)), cap).astype(np.int64)
+    if len(times) == 0:
+        return times
+    order = np.argsort(-goal.score(cell, bounded(cell, full)), kind="stable")
+    return times[order[:BREAKPOINTS]] + upload_s
 
 
 def chunks(cell: Cell, grid: Floats) -> list[Floats]:
@@ -218,23 +249,28 @@ def polish(cell: Cell, goal: Goal, best: Ints) -> Ints:
     """Return lengths that no single step, common step or (small K) swap improves."""
     if cell.count > POLISH_DEVICES:
         return better(cell, goal, best, bounded(cell, best[None] + np.array([[1], [-1]])))
-    steps = moves(cell.count)
+    eye = np.eye(cell.count, dtype=np.int64)
+    ones = np.ones((1, cell.count), dtype=np.int64)
+    steps = np.concatenate((eye, -eye, ones, -ones))
+    best = climb(cell, goal, best, steps)
+    if cell.count > SWAP_DEVICES:
+        return best
+    pairs = np.array(list(itertools.permutations(range(cell.count), 2)), dtype=int).reshape(-1, 2)
+    swaps = eye[pairs[:, 0]] - eye[pairs[:, 1]]
+    while True:
+        found = better(cell, goal, best, bounded(cell, best[None] + swaps))
+        if np.array_equal(found, best):
+            return best
+        best = climb(cell, goal, found, steps)
+
+
+def climb(cell: Cell, goal: Goal, best: Ints, steps: Ints) -> Ints:
+    """Take the best of the steps [M, K] for as long as one helps."""
     while True:
         found = better(cell, goal, best, bounded(cell, best[None] + steps))
         if np.array_equal(found, best):
             return best
         best = found
-
-
-def moves(count: int) -> Ints:
-    """Return the polish's moves: ±1 for one, ±1 for all, (+1, -1) for pairs when few; [M, K]."""
-    eye = np.eye(count, dtype=np.int64)
-    ones = np.ones((1, count), dtype=np.int64)
-    parts = [eye, -eye, ones, -ones]
-    if count <= SWAP_DEVICES:
-        pairs = np.array(list(itertools.permutations(range(count), 2)), dtype=int).reshape(-1, 2)
-        parts.append(eye[pairs[:, 0]] - eye[pairs[:, 1]])
-    return np.concatenate(parts)
 
 
 def bounded(cell: Cell, lengths: Ints) -> Ints:

@@ -28,6 +28,7 @@ JOINT_DEVICES = 24  # up to here pairs of devices are stepped together
 REFINE_DEVICES = 12  # up to here devices are moved between groups while that helps
 TRIES_DEVICES = 200  # up to here every way to split is solved, beyond only the first
 SOLVED_SPLITS = 2
+SOLVED_STEPS = 3
 SWEEPS = 3
 
 
@@ -191,7 +192,8 @@ def refine(cell: Cell, score: float, groups: Ints, lengths: Ints) -> tuple[float
     """Move and swap devices between the groups while that helps."""
     while True:
         found = (score, groups, lengths)
-        for step in regroupings(groups):
+        steps = sorted(regroupings(groups), key=lambda step: -common_start(cell, step)[1])
+        for step in steps[:SOLVED_STEPS]:
             new_lengths, new_score = solve_groups(cell, step)
             if new_score > found[0] * (1.0 + 1e-9):
                 found = new_score, step, new_lengths

@@ -102,11 +102,11 @@ class _Run:
         policy: Policy,
         control: Controller,
         fade: Fade,
-        rng: np.random.Generator,
+        luck: Callable[[int], float],
         warm_up_s: float,
     ) -> None:
         self.cell, self.policy, self.control = cell, policy, control
-        self.fade, self.rng, self.warm_up_s = fade, rng, warm_up_s
+        self.fade, self.luck, self.warm_up_s = fade, luck, warm_up_s
         self.events: list[tuple[float, int, int, tuple[int, ...]]] = []
         self.count = 0
         self.waiting: list[Waiting] = []
@@ -191,7 +191,7 @@ class _Run:
         self.busy = False
         for session in sessions:
             length = self.granted[session].length
-            survived = self.cell.survival[session, :length] > self.rng.random()
+            survived = self.cell.survival[session, :length] > self.luck(session)
             accepted = int(survived.sum())
             if now_s >= self.warm_up_s:
                 self.tokens[session] += accepted + 1
@@ -225,6 +225,7 @@ def run_cell(
     warm_up_s: float = 0.0,
     seed: int = 0,
     fade: Fade = no_fading,
+    luck: Callable[[int], float] | None = None,
     until: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run a cell for `duration_s` of modelled time after `warm_up_s`, seeded.
@@ -237,9 +238,11 @@ def run_cell(
         warm_up_s: modelled seconds before, that do not count.
         seed: of acceptance.
         fade: every link over time.
+        luck: draws in [0, 1) that decide how far device k's draft is accepted; seeded if None.
         until: called with the time of every event, for link reports and observation.
     """
-    run = _Run(cell, policy, control, fade, np.random.default_rng(seed), warm_up_s)
+    rng = np.random.default_rng(seed)
+    run = _Run(cell, policy, control, fade, luck or (lambda _: float(rng.random())), warm_up_s)
     for session in range(cell.count):
         grant = control.opened(cell.ids[session], session, mode=Mode.COUPLED, now_s=0.0)
         run.granted.append(grant)

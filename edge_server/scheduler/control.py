@@ -1,0 +1,423 @@
+"""Multi-access draft control in the running system: measure, solve when it drifted, grant.
+
+`DraftControl` keeps an estimator per session, link and server, builds the cell that they describe,
+and solves it for the engine's policy. It knows neither frames nor sockets; time is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost
+from edge_server.scheduler.continuous import continuous
+from edge_server.scheduler.estimators import (
+    DecayedMean,
+    RateEstimator,
+    RoundTripEstimator,
+    SurvivalEstimator,
+    VerifyEstimator,
+)
+from edge_server.scheduler.heterogeneous import heterogeneous
+from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyReport
+from edge_server.scheduler.ping_pong import ping_pong
+
+__all__ = ["DraftControl", "RatioMode"]
+
+LEAST_SHARE = 1e-3
+SURVIVAL_KEEP = 0.98
+FIRST_DRAFTS = 8  # rounds that a session drafts before it may be told not to
+SWITCH_GAIN = 0.03  # what another policy must promise beyond the present one
+DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
+DEFAULT_DRAFT_S = 0.02
+DEFAULT_RATE_BPS = 8e6
+REPORT_DEVIATION = 0.1
+OBJECTIVES = ("capacity", "energy", "fair", "goodput")
+POLICIES = ("auto", "continuous", "ping_pong", "synchronous")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioMode:
+    """One way to send distributions along: what it costs and what it gains.
+
+    Attributes:
+        support: tokens kept of every uploaded distribution, m.
+        bits_per_token: bits of one drafted token on the wire, id and distribution.
+        acceptance_gain: by which the chance of a rejection shrinks against coupled mode, in (0, 1].
+    """
+
+    support: int
+    bits_per_token: float
+    acceptance_gain: float
+
+    def __post_init__(self) -> None:
+        if self.support < 1 or not self.bits_per_token > 0.0:
+            raise ValueError(f"support and bits_per_token must be above 0: {self}")
+        if not 0.0 < self.acceptance_gain <= 1.0:
+            raise ValueError(f"acceptance_gain must be in (0, 1], got {self.acceptance_gain}")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Session:
+    """What one session has shown, and what it was last granted."""
+
+    device: str
+    mode: Mode
+    survival: SurvivalEstimator
+    grant: Grant
+    draft_s: DecayedMean = field(default_factory=DecayedMean)
+    round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
+    rounds_alone: int = 0
+    probe_drafts: int = FIRST_DRAFTS
+    seen_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """The inputs that a plan was solved from, as logarithms, to judge drift by."""
+
+    sessions: tuple[tuple[str, int], ...]
+    inputs: Floats
+
+
+class DraftControl:
+    """Grant lengths, shares and modes from one joint plan (a `Controller`).
+
+    The plan is solved again when a session came or went, or an input moved by more than `drift`
+    (relative) since it was solved, and at most every `least_s` seconds. A session that the plan
+    leaves at length 0 drafts `probe_rounds` times after every `probe_every` rounds at 0, so that
+    its estimates stay true; and every session drafts its first 8 rounds.
+
+    Args:
+        policy: the engine's, or `auto`: follow the one with the highest predicted goodput.
+        objective: `goodput`, `fair` (proportional), `capacity` (devices served at `rate`), or
+            `energy` (tokens per joule).
+        bits_per_token: bits of one drafted token on the wire in modes without distributions.
+        overhead_bits: bits of a draft message besides.
+        shared_band: whether the devices share one medium; if not, every share is 1.
+        rate_tokens_per_s: what a device must get under `capacity` and `energy`.
+        ratio_modes: ratio modes that sampling sessions may be moved to.
+        weights: what one token of a device is worth; 1 where not named.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str = "auto",
+        objective: str = "goodput",
+        min_length: int = 0,
+        max_length: int = 8,
+        start_length: int = 4,
+        bits_per_token: float = 18.0,
+        overhead_bits: float = 800.0,
+        overlap: bool = False,
+        shared_band: bool = True,
+        rate_tokens_per_s: float = 0.0,
+        ratio_modes: tuple[RatioMode, ...] = (),
+        weights: dict[str, float] | None = None,
+        prior_acceptance: float = 0.7,
+        drift: float = 0.1,
+        least_s: float = 0.5,
+        probe_every: int = 64,
+        probe_rounds: int = 2,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        if not 0 <= min_length <= start_length <= max_length:
+            raise ValueError(
+                "need 0 <= min_length <= start_length <= max_length, got "
+                f"{min_length}, {start_length}, {max_length}"
+            )
+        self._policy, self._objective = policy, objective
+        self._min, self._max, self._start = min_length, max_length, start_length
+        self._bits, self._overhead = bits_per_token, overhead_bits
+        self._overlap, self._shared = overlap, shared_band
+        self._rate = rate_tokens_per_s
+        self._ratio_modes = ratio_modes
+        self._weights = dict(weights or {})
+        self._prior = prior_acceptance
+        self._drift, self._least_s = drift, least_s
+        self._probe_every, self._probe_rounds = probe_every, probe_rounds
+        self._sessions: dict[tuple[str, int], _Session] = {}
+        self._links: dict[str, RateEstimator] = {}
+        self._verify = VerifyEstimator()
+        self._basis: _Basis | None = None
+        self._plan: Plan | None = None
+        self._solved_s = -math.inf
+        self._chosen = "continuous" if policy == "auto" else policy
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that grants follow now, or None before the first."""
+        return self._plan
+
+    def policy_name(self) -> str:
+        """Return the engine's policy to follow now; give this to `make_policy` as `choose`."""
+        return self._chosen
+
+    def groups(self) -> dict[int, int]:
+        """Return the group of every session for ping-pong; empty in other policies."""
+        if self._plan is None or self._basis is None or not self._plan.groups:
+            return {}
+        sessions = (session for _, session in self._basis.sessions)
+        return dict(zip(sessions, self._plan.groups, strict=True))
+
+    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
+        """Return a new session's first grant: the start length and an equal share."""
+        state = _Session(
+            device=device,
+            mode=mode,
+            survival=SurvivalEstimator(
+                max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
+            ),
+            grant=Grant(length=self._start, mode=mode),
+            seen_s=now_s,
+        )
+        self._sessions[device, session] = state
+        share = 1.0 / len(self._sessions) if self._shared else 1.0
+        state.grant = Grant(length=self._start, share=share, mode=mode)
+        return state.grant
+
+    def observe(self, report: RoundReport) -> None:
+        """Take in one finished round; rounds of unknown sessions are ignored."""
+        state = self._sessions.get((report.device, report.session))
+        if state is None:
+            return
+        state.seen_s = report.now_s
+        if report.drafted == 0:
+            state.rounds_alone += 1
+            if state.rounds_alone % self._probe_every == 0:
+                state.probe_drafts = self._probe_rounds
+            return
+        state.probe_drafts = max(0, state.probe_drafts - 1)
+        state.survival.add(drafted=report.drafted, accepted=report.accepted)
+        if report.draft_s > 0.0:
+            state.draft_s.add(report.draft_s / report.drafted)
+        if report.turnaround_s is not None and report.draft_s > 0.0:
+            rate = self._rate_bps(report.device) * state.grant.share
+            sent_s = 8.0 * report.uplink_bytes / rate
+            state.round_trip.add(report.turnaround_s - report.draft_s - sent_s)
+
+    def observe_verify(self, report: VerifyReport) -> None:
+        """Take in one verification pass."""
+        self._verify.add(
+            requests=report.requests,
+            rows=report.rows,
+            context_tokens=report.context_tokens,
+            duration_s=report.duration_s,
+        )
+
+    def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
+        """Take in a link report: `uplink_bps`, the rate at full share; anything else is ignored."""
+        rate = report.get("uplink_bps")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+            return
+        if not any(name == device for name, _ in self._sessions):
+            return  # what no session needs would only grow
+        link = self._links.setdefault(device, RateEstimator())
+        link.add(float(rate), now_s=now_s, deviation=REPORT_DEVIATION)
+
+    def grant(self, device: str, session: int, *, now_s: float) -> Grant:
+        """Return the session's next grant, from a plan solved again if need be."""
+        state = self._sessions.get((device, session))
+        if state is None:
+            return Grant(length=self._start)
+        self._follow(now_s)
+        if state.grant.length == 0 and state.probe_drafts > 0:
+            return self._probe(state)
+        return state.grant
+
+    def _probe(self, state: _Session) -> Grant:
+        """Return a grant that lets a session which stopped drafting show what it would do."""
+        if self._max == 0:
+            return state.grant
+        share = 1.0 / len(self._sessions) if self._shared else 1.0
+        return replace(state.grant, length=max(1, min(self._start, self._max)), share=share)
+
+    def closed(self, device: str, session: int, *, now_s: float) -> None:  # noqa: ARG002
+        """Forget a session, and its device's link when it was the last."""
+        self._sessions.pop((device, session), None)
+        if not any(name == device for name, _ in self._sessions):
+            self._links.pop(device, None)
+
+    def _rate_bps(self, device: str) -> float:
+        link = self._links.get(device)
+        rate = None if link is None else link.rate_bps
+        return rate or DEFAULT_RATE_BPS
+
+    def _follow(self, now_s: float) -> None:
+        """Solve again where the inputs have drifted, and give out new grants."""
+        fit = self._verify.fit()
+        least_s = max(self._least_s, len(self._sessions) / DEVICES_PER_S)
+        if fit is None or now_s - self._solved_s < least_s:
+            return
+        basis = self._measure()
+        if self._basis is not None and self._near(basis, self._basis):
+            return
+        self._solved_s, self._basis = now_s, basis
+        cell = self.cell()
+        plan = self._solve(cell)
+        chosen = [self._best_mode(cell, plan, k) for k in range(cell.count)]
+        if any(chosen):
+            with_ratio = self._with_modes(cell, chosen)
+            other = self._solve(with_ratio)
+            if other.weighted_goodput > plan.weighted_goodput:
+                cell, plan = with_ratio, other
+            else:
+                chosen = [None] * cell.count
+        self._plan = plan
+        self._give(cell, plan, chosen)
+
+    def _measure(self) -> _Basis:
+        fit = self._verify.fit()
+        assert fit is not None
+        size = self._verify.mean_requests or 1.0
+        inputs = [
+            fit.predict(requests=size, rows=size),
+            fit.predict(requests=size, rows=5.0 * size),
+        ]
+        for state in self._sessions.values():
+            curve = state.survival.curve()
+            inputs += [
+                state.draft_s.value or DEFAULT_DRAFT_S,
+                self._rate_bps(state.device),
+                1.0 - min(float(curve[0]), 0.999),
+                1.0 + float(curve.sum()),
+                0.02 + (state.round_trip.round_trip_s or 0.0),
+            ]
+        return _Basis(tuple(self._sessions), np.log(np.maximum(inputs, 1e-9)))
+
+    def _near(self, basis: _Basis, other: _Basis) -> bool:
+        if basis.sessions != other.sessions:
+            return False
+        return bool(np.abs(basis.inputs - other.inputs).max() <= math.log1p(self._drift))
+
+    def cell(self) -> Cell:
+        """Return the cell as it is believed to be; band 1 is the whole uplink.
+
+        Raises:
+            ValueError: before the first pass, or without sessions.
+        """
+        fit = self._verify.fit()
+        if fit is None or not self._sessions:
+            raise ValueError("nothing was measured yet")
+        states = list(self._sessions.values())
+        context_s = fit.per_context_s * (self._verify.mean_context_tokens or 0.0)
+        count = max(self._verify.mean_requests or 1.0, 1.0)
+        return Cell(
+            bandwidth_hz=1.0 if self._shared else float(len(states)),
+            payload_bits=self._bits,
+            overhead_bits=self._overhead,
+            verify=VerifyCost(
+                fixed_s=max(fit.fixed_s, 1e-6),
+                per_request_s=fit.per_request_s + context_s / count,
+                per_row_s=fit.per_row_s,
+            ),
+            draft_s=np.array([state.draft_s.value or DEFAULT_DRAFT_S for state in states]),
+            efficiency=np.array([self._rate_bps(state.device) for state in states]),
+            survival=np.array([self._curve(state)[: self._max] for state in states]),
+            weight=np.array([self._weights.get(state.device, 1.0) for state in states]),
+            delay_s=np.array([state.round_trip.round_trip_s or 0.0 for state in states]),
+            min_length=self._min,
+            max_length=self._max,
+            overlap=self._overlap,
+            ids=tuple(f"{device}/{session}" for device, session in self._sessions),
+        )
+
+    def _solve(self, cell: Cell) -> Plan:
+        fair = self._objective == "fair"
+        solvers: dict[str, Callable[[], Plan]] = {
+            "continuous": lambda: continuous(cell, fair=fair, polish=False),
+            "synchronous": lambda: heterogeneous(cell, fair=fair),
+            "ping_pong": lambda: ping_pong(cell),
+        }
+        names = [self._policy]
+        if self._policy == "auto":
+            names = ["continuous", "synchronous"]
+            if cell.count > 1 and not fair:
+                names.append("ping_pong")
+        elif self._policy == "ping_pong" and cell.count < 2:
+            names = ["continuous"]
+        plans = {name: solvers[name]() for name in names}
+        best = max(plans, key=lambda name: plans[name].weighted_goodput)
+        kept = plans.get(self._chosen)
+        need = 0.0 if kept is None else (1.0 + SWITCH_GAIN) * kept.weighted_goodput
+        if plans[best].weighted_goodput > need:
+            self._chosen = best
+        return plans[self._chosen]
+
+    def _curve(self, state: _Session) -> Floats:
+        """Return a session's survival as it would be without distributions."""
+        curve = state.survival.curve()
+        for ratio in self._ratio_modes:
+            if state.grant.mode is Mode.RATIO and state.grant.support == ratio.support:
+                return rescaled(curve, 1.0 / ratio.acceptance_gain)
+        return curve
+
+    def _best_mode(self, cell: Cell, plan: Plan, k: int) -> RatioMode | None:
+        """Return the ratio mode that device k would be faster with in this plan, None for none.
+
+        Judged on its own link and share, the rest of its round staying as it is.
+        """
+        state = list(self._sessions.values())[k]
+        if state.mode is Mode.GREEDY or plan.lengths[k] == 0:
+            return None
+        speed = float(plan.bandwidth_hz[k] * cell.efficiency[k])
+        cycle_s = float(cell.tokens()[k, plan.lengths[k]] / plan.rates[k])
+        sent_s = (cell.overhead_bits + plan.lengths[k] * cell.payload_bits) / speed
+        rest_s = max(0.0, cycle_s - float(plan.lengths[k] * cell.draft_s[k] + sent_s))
+        lengths = np.arange(1, self._max + 1)
+
+        def best_rate(curve: Floats, bits: float) -> float:
+            tokens = 1.0 + np.cumsum(curve[: self._max])
+            upload_s = (cell.overhead_bits + lengths * bits) / speed
+            return float((tokens / (rest_s + lengths * cell.draft_s[k] + upload_s)).max())
+
+        found: RatioMode | None = None
+        best = best_rate(cell.survival[k], cell.payload_bits)
+        for ratio in self._ratio_modes:
+            rate = best_rate(
+                rescaled(cell.survival[k], ratio.acceptance_gain), ratio.bits_per_token
+            )
+            if rate > best:
+                found, best = ratio, rate
+        return found
+
+    def _with_modes(self, cell: Cell, chosen: list[RatioMode | None]) -> Cell:
+        """Return the cell with the chosen modes' survival, and their bits as a slower link.
+
+        Exact for drafts of the start length; others differ by the message's overhead only.
+        """
+        survival, efficiency = cell.survival.copy(), cell.efficiency.copy()
+        usual = cell.overhead_bits + max(1, self._start) * cell.payload_bits
+        for k, ratio in enumerate(chosen):
+            if ratio is not None:
+                survival[k] = rescaled(survival[k], ratio.acceptance_gain)
+                more = cell.overhead_bits + max(1, self._start) * ratio.bits_per_token
+                efficiency[k] *= usual / more
+        return replace(cell, survival=survival, efficiency=efficiency)
+
+    def _give(self, cell: Cell, plan: Plan, chosen: list[RatioMode | None]) -> None:
+        for k, state in enumerate(self._sessions.values()):
+            share = float(plan.bandwidth_hz[k]) / cell.bandwidth_hz if self._shared else 1.0
+            ratio, plain = chosen[k], state.mode
+            if plain is Mode.RATIO and self._ratio_modes:
+                plain = Mode.COUPLED
+            state.grant = Grant(
+                length=int(plan.lengths[k]),
+                share=min(1.0, max(LEAST_SHARE, share)),
+                mode=plain if ratio is None else Mode.RATIO,
+                support=0 if ratio is None else ratio.support,
+            )
+
+
+def rescaled(curve: Floats, factor: float) -> Floats:
+    """Return a survival curve with every step's chance of rejection times `factor`."""
+    hazard = curve / np.concatenate(([1.0], curve[:-1]))
+    miss = np.minimum((1.0 - hazard) * factor, 1.0 - 1e-6)
+    return np.cumprod(1.0 - miss, dtype=np.float64)
