@@ -153,12 +153,13 @@ def _parse_qeng_lte(rest: list[str]) -> CellSignal | None:
         _integer(field, 0, high)
     for field in rest[14:]:  # CQI, transmit power, Srxlev
         _integer(field, -500, 1000)
+    sinr = _integer(rest[13], -50, 250)  # dB, but some EC25 count fifths of it from -20 dB
     return CellSignal(
         kind=LinkKind.LTE,
         rsrp_dbm=_decibel("rsrp_dbm", rest[10]),
         rsrq_db=_decibel("rsrq_db", rest[11]),
         rssi_dbm=_decibel("rssi_dbm", rest[12]),
-        sinr_db=_decibel("sinr_db", rest[13]),
+        sinr_db=plausible("sinr_db", None if sinr is None else float(sinr)),
         bw_hz=_width(rest[7], _LTE_WIDTHS_HZ),
     )
 

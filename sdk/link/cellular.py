@@ -19,7 +19,8 @@ __all__ = ["CellularProbe", "ModemNotFoundError", "merge_signals"]
 
 _LOG = logging.getLogger(__name__)
 
-# Best first: Quectel's two, SIMCom's, then what every modem has.
+# Best first: Quectel's two (QCSQ's SINR has one scale, QENG's depends on the firmware), SIMCom's,
+# then what every modem has.
 _QUESTIONS: Final = ("AT+QCSQ", 'AT+QENG="servingcell"', "AT+CPSI?", "AT+CESQ", "AT+CSQ")
 _ANSWER_S: Final = 1.0
 _LONGEST_ANSWER: Final = 4096
@@ -109,7 +110,7 @@ class CellularProbe:
                 answer += self._port.read(self._port.in_waiting or 1)
                 if _is_final(answer):
                     break
-        except OSError as error:  # unplugged
+        except Exception as error:  # unplugged; pyserial lets termios.error through
             _LOG.debug("link: modem port %s: %s", self._path, error)
             self.close()
             return ""

@@ -12,6 +12,11 @@ from sdk.link.signal_figures import CellSignal, spectral_efficiency
 
 LTE, NR = LinkKind.LTE, LinkKind.NR
 
+QENG = (
+    '+QENG: "servingcell","NOCONN","LTE","FDD",310,260,1452808,315,5035,12,2,2,3AFD,'
+    "-104,-11,-78,12,20"
+)
+
 # line, (kind, rsrp, rsrq, sinr, rssi, bandwidth)
 RECORDED = [
     ("+CSQ: 20,99", (None, None, None, None, -73.0, None)),
@@ -27,8 +32,7 @@ RECORDED = [
     ('+QCSQ: "GSM",-70', (None, None, None, None, -70.0, None)),
     ('+QCSQ: "WCDMA",-75,-83,-8', (None, None, None, None, -75.0, None)),
     (
-        '+QENG: "servingcell","NOCONN","LTE","FDD",310,260,1452808,315,5035,12,2,2,3AFD,'
-        "-104,-11,-78,12,20",
+        QENG,
         (LTE, -104.0, -11.0, 12.0, -78.0, 5e6),
     ),
     (
@@ -76,10 +80,12 @@ WITHOUT_SIGNAL = [
     "+CESQ: 99,99,255,255,20,80,255",
     '+QCSQ: "LTE",-52,-81,-10,195',
     '+QCSQ: "LTE",-52,-81,251,-10',
-    '+QENG: "servingcell","ASLEEP","LTE","FDD",310,260,1452808,315,5035,12,2,2,3AFD,-104,-11,-78,12,20',
-    '+QENG: "servingcell","NOCONN","LTE","FDD",310,260,1452808,315,5035,12,2,2,3AFD,-104,-11,-78,12',
-    '+QENG: "servingcell","NOCONN","LTE","FDD",310,260,1452808,315,5035,12,2,2,3AFD,104,-11,-78,12,20',
-    '+QENG: "servingcell","NOCONN","LTE","FDD",310,260,1452808,9999,5035,12,2,2,3AFD,-104,-11,-78,12,20',
+    QENG.replace("NOCONN", "ASLEEP"),
+    QENG.removesuffix(",20"),
+    QENG.replace("-104", "104"),
+    QENG.replace("-11", "-1.1"),
+    QENG.replace(",315,", ",9999,"),
+    QENG.replace('"FDD"', "FDD"),
 ]
 
 
