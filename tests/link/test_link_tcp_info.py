@@ -69,13 +69,13 @@ def test_fields_are_where_the_kernel_puts_them() -> None:
     assert limited == replace(WHOLE, app_limited=True)
 
 
-@pytest.mark.parametrize("length", range(281))
-def test_an_older_kernel_knows_fewer_fields(length: int) -> None:
-    info = parse_tcp_info(answer()[:length])
-    assert (info is None) == (length < 104)
-    if info is not None:
-        for name in TcpInfo.__dataclass_fields__:
-            assert getattr(info, name) in (None, getattr(WHOLE, name))
+def test_an_older_kernel_knows_fewer_fields() -> None:
+    for length in range(281):
+        info = parse_tcp_info(answer()[:length])
+        assert (info is None) == (length < 104)
+        if info is not None:
+            for name in TcpInfo.__dataclass_fields__:
+                assert getattr(info, name) in (None, getattr(WHOLE, name))
 
 
 @given(st.binary(max_size=300))
