@@ -5,6 +5,7 @@ Knows the shape conventions of `operators` and nothing about models, files or qu
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -97,7 +98,8 @@ def share_equal_initialisers(graph: Graph) -> None:
     """Let equal constants be one: tied embeddings, rotary tables, shapes."""
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     for name, tensor in list(graph.initialisers.items()):
-        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data or graph.array(name).tobytes())
+        content = hashlib.sha256(tensor.raw_data or graph.array(name).tobytes()).digest()
+        key = (tensor.data_type, tuple(tensor.dims), content)
         if (same := first.setdefault(key, name)) != name:
             graph.rename(name, same)
     graph.remove_unread()

@@ -66,5 +66,5 @@ def save(graph: onnx.ModelProto, path: Path) -> None:
     graph.producer_name, graph.producer_version = "multispin", ""
     for old in path.parent.glob(f"{path.name}*"):
         old.unlink()
-    external = graph.ByteSize() > EXTERNAL_DATA_BYTES
+    external = sum(len(t.raw_data) for t in graph.graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save(graph, path, save_as_external_data=external, location=f"{path.name}.data")

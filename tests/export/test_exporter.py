@@ -96,6 +96,18 @@ def test_half_storage_computes_what_rounded_weights_compute(llama: Path, tmp_pat
     assert sizes[1] - sizes[0] > 0.45 * matrix_bytes
 
 
+def test_large_weights_go_to_a_second_file(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "EXTERNAL_DATA_BYTES", 1000)
+    manifest = export_model(llama, tmp_path / "out", weights="fp16-stored")
+    assert "model.onnx.data" in manifest.files
+    assert manifest.files["model.onnx"].size_bytes < manifest.files["model.onnx.data"].size_bytes
+    manifest.verify(tmp_path / "out")
+    decoder = Decoder.load(tmp_path / "out")
+    assert np.isfinite(decoder.run(decoder.new_cache(), [1, 2, 3])).all()
+
+
 def test_context_can_be_chosen(llama: Path, tmp_path: Path) -> None:
     assert export_model(llama, tmp_path / "out", context_length=64).context_length == 64
     with pytest.raises(ExportError, match="context 513 is not in 1 … 512"):
