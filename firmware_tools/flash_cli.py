@@ -13,6 +13,7 @@ __all__ = ["VERBS", "configure", "run"]
 VERBS = {
     "sd": ("firmware_tools.flash.sd_verb", "prepare a card image, a card or a boot folder"),
     "ssh": ("firmware_tools.flash.ssh_verb", "install on a board that answers SSH"),
+    "serial": ("firmware_tools.flash.serial_verb", "bring up a board from its serial console"),
     "ota": ("firmware_tools.ota.verb", "update a fleet over MQTT"),
     "jetson": ("firmware_tools.flash.jetson_verb", "flash NVIDIA's system with its own tool"),
 }
