@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("edge_server.demo", "broker, server and three devices on this machine, live"),
     "generate": Command("sdk.generate", "generate text on this board, verified by the edge server"),
     "serve": Command("edge_server.serve", "run the edge server beside a broker"),
+    "broker": Command("edge_server.broker_cli", "write a production broker's configuration"),
     "model": Command("sdk.export.cli", "export a small or large model to ONNX"),
     "plan": Command("edge_server.scheduler.plan", "solve one cell: draft lengths and band shares"),
     "simulate": Command("edge_server.simulate", "drive the scheduler by a modelled cell"),
@@ -66,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in {"edge_server", "firmware_tools", "models"}:
             raise
-        missing = DependencyError(f"'multispin {name}'", "server")
-        print(f"multispin: {missing}", file=sys.stderr)
-        return missing.exit_code
+        print(
+            f"multispin: '{name}' is not part of a board's installation; run it where the whole "
+            "distribution is installed (pip install multispin)",
+            file=sys.stderr,
+        )
+        return DependencyError.exit_code
     except KeyboardInterrupt:
         print("multispin: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -12,18 +12,21 @@ from pathlib import Path
 
 from sdk.config import BrokerConfig
 from sdk.draft.drafter import Drafter, OnnxDrafter
+from sdk.energy.phases import Phase
 from sdk.errors import ConfigError, ConnectError
 from sdk.journal import Journal
+from sdk.link import LinkReporter, PacedTransport, available_probes
 from sdk.model.sampling import SamplingParameters
 from sdk.model.tokenizer import Tokenizer
-from sdk.protocol import VERSION, Mode, Open, check_device_id, down, status
-from sdk.session import Phase, Session, SessionOptions, SessionStats
+from sdk.protocol import VERSION, Mode, Open, Verdict, check_device_id, down, status
+from sdk.session import Session, SessionOptions, SessionStats
 from sdk.transport.interface import Transport, Will
 from sdk.transport.mqtt import MqttTransport
 
 __all__ = ["Device", "Token"]
 
 _CONNECT_TIMEOUT_S = 10.0
+_LEAST_RATE_BPS = 2_000.0  # a draft must still get through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Device:
         broker: str | BrokerConfig,
         threads: int | None = None,
         options: SessionOptions | None = None,
+        measure_link: bool = True,
         drafter: Drafter | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -70,8 +74,10 @@ class Device:
             broker: "HOST:PORT", or a configuration with TLS and credentials.
             threads: CPU threads to draft with; None chooses for the board.
             options: behaviour without a link, and optimistic drafting.
+            measure_link: whether to probe the link and report it, for the server's scheduler.
             drafter: in place of the model's own.
-            transport: in place of MQTT to the broker; stays open on exit.
+            transport: in place of MQTT to the broker; stays open on exit, is neither measured nor
+                held to a share.
 
         Raises:
             ConfigError: if the id or the broker's address is not valid.
@@ -83,13 +89,21 @@ class Device:
         self._broker = BrokerConfig.parse(broker) if isinstance(broker, str) else broker
         self._drafter = drafter or OnnxDrafter.load(Path(model), threads=threads)
         self._transport = transport
+        self._measure_link = measure_link
+        self._paced: PacedTransport | None = None
+        self._reporter: LinkReporter | None = None
         self._stack = ExitStack()
         self.session: Session | None = None
         self.on_phase: Callable[[Phase], None] = lambda _phase: None
 
     def __enter__(self) -> Device:
         if self._transport is None:
-            self._transport = self._stack.enter_context(self._connect())
+            self._paced = self._stack.enter_context(PacedTransport(self._connect()))
+            self._transport = self._paced
+            if self._measure_link:
+                probes = available_probes(self._paced, broker=self._broker, device_id=self.id)
+                reporter = LinkReporter(self._paced, self.id, probes=probes)
+                self._reporter = self._stack.enter_context(reporter)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -172,6 +186,7 @@ class Device:
                 transport=self.transport,
                 options=self.options,
                 on_phase=self.on_phase,
+                on_grant=self._keep_to_share,
             )
             position = self.session.sequence.position
             for delivery in self.session.run():
@@ -185,6 +200,20 @@ class Device:
                         verified=delivery.verified,
                     )
                     position += 1
+
+    def _keep_to_share(self, verdict: Verdict) -> None:
+        """Hold what is published to the granted share of the measured link."""
+        if self._paced is None:
+            return
+        link = self._reporter.latest if self._reporter else None
+        full_bps = link.uplink_bps if link else None
+        if full_bps is None or verdict.grant_share >= 1.0:
+            if self._paced.rate_bps is not None:
+                self._paced.set_rate_bps(None)
+        else:
+            granted_bps = max(full_bps * verdict.grant_share, _LEAST_RATE_BPS)
+            if granted_bps != self._paced.rate_bps:
+                self._paced.set_rate_bps(granted_bps)
 
     def _opening(
         self, prompt: str, max_tokens: int, sampling: dict[str, float], mode: Mode | None

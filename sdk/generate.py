@@ -15,7 +15,9 @@ from sdk.config import BrokerConfig, Config, load_config
 from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
+from sdk.energy import EnergyRecord, open_meter
 from sdk.errors import ConfigError
+from sdk.measured_generation import MeasuredGeneration, energy_sentence
 from sdk.protocol import Mode
 from sdk.session import Offline, SessionOptions
 
@@ -62,6 +64,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slow-down-ms", type=float, default=0.0, metavar="MS", help="play a slower board"
     )
+    parser.add_argument(
+        "--no-link", action="store_true", help="do not measure the link for the server's scheduler"
+    )
+    parser.add_argument(
+        "--energy", metavar="auto|METER", help="measure joules per token; 'multispin energy list'"
+    )
+    parser.add_argument(
+        "--energy-idle",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="idle seconds measured before and after, for net figures; 0: gross only",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
@@ -69,16 +84,30 @@ def run(args: argparse.Namespace) -> int:
     """Generate, stream, and sum up."""
     config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
+    energy: EnergyRecord | None = None
     with _device(args, broker, config) as device:
-        started_s = time.monotonic()
-        count = _stream(_tokens(device, args), as_json=args.json)
-        seconds = time.monotonic() - started_s
-        summary = _summary(device, count, seconds)
+        if args.energy:
+            with MeasuredGeneration(
+                device=device, meter=open_meter(args.energy), idle_s=args.energy_idle
+            ) as measured:
+                summary = _generate(device, args)
+            energy = measured.report()
+        else:
+            summary = _generate(device, args)
     if args.json:
-        print(json.dumps({"summary": summary}), flush=True)
+        fields = {"energy": energy.to_json()} if energy else {}
+        print(json.dumps({"summary": summary} | fields), flush=True)
     else:
         print(f"\n{_sentence(summary)}", file=sys.stderr)
+        if energy:
+            print(energy_sentence(energy), file=sys.stderr)
     return 0
+
+
+def _generate(device: Device, args: argparse.Namespace) -> dict[str, object]:
+    started_s = time.monotonic()
+    count = _stream(_tokens(device, args), as_json=args.json)
+    return _summary(device, count, time.monotonic() - started_s)
 
 
 def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> Device:
@@ -91,6 +120,7 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
         model=model,
         broker=broker,
         drafter=drafter,
+        measure_link=not args.no_link,
         options=SessionOptions(
             offline=Offline(args.offline),
             lost_after_s=args.lost_after,
@@ -150,7 +180,7 @@ def _stream(tokens: Iterator[Token], *, as_json: bool) -> int:
 
 
 def _summary(device: Device, tokens: int, seconds: float) -> dict[str, object]:
-    stats, traffic = device.stats, device.transport.traffic
+    stats = device.stats
     return {
         "id": device.id,
         "tokens": tokens,
@@ -169,10 +199,10 @@ def _summary(device: Device, tokens: int, seconds: float) -> dict[str, object]:
         "wait_s": round(stats.wait_s, 4),
         "server_queue_s": round(stats.server_queue_s, 4),
         "server_compute_s": round(stats.server_compute_s, 4),
-        "uplink_bytes": traffic.sent_bytes,
-        "uplink_payload_bytes": traffic.sent_payload_bytes,
-        "downlink_bytes": traffic.received_bytes,
-        "downlink_payload_bytes": traffic.received_payload_bytes,
+        "uplink_bytes": stats.sent_bytes,
+        "uplink_payload_bytes": stats.sent_payload_bytes,
+        "downlink_bytes": stats.received_bytes,
+        "downlink_payload_bytes": stats.received_payload_bytes,
     }
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdk.draft.drafter import Drafter
+from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
 from sdk.model.noise import Stream, uniform
 from sdk.model.proposal import Proposal, propose
@@ -47,9 +48,9 @@ from sdk.protocol import (
 )
 from sdk.round_trip import RoundTrip
 from sdk.sequence import Reception, Sequence
-from sdk.transport.interface import Transport
+from sdk.transport.interface import Transport, publish_packet_bytes
 
-__all__ = ["Delivery", "Offline", "Phase", "Session", "SessionOptions", "SessionStats"]
+__all__ = ["Delivery", "Offline", "Session", "SessionOptions", "SessionStats"]
 
 _FIRST_LENGTH = 4  # drafted while the prompt is prefilled, before any grant
 _CREDIT_TOKENS = 16
@@ -64,15 +65,6 @@ class Offline(Enum):
     WAIT = "wait"  # and resume
     LOCAL = "local"  # go on with the small model alone, marking those tokens unverified
     FAIL = "fail"
-
-
-class Phase(Enum):
-    """What the device is doing; meters divide energy by it."""
-
-    PREFILL = "prefill"
-    DRAFT = "draft"
-    WAIT = "wait"
-    IDLE = "idle"
 
 
 class _Drafted(NamedTuple):
@@ -126,6 +118,10 @@ class SessionStats:
     wait_s: float = 0.0
     server_queue_s: float = 0.0
     server_compute_s: float = 0.0
+    sent_bytes: int = 0  # whole PUBLISH packets, as all of these
+    sent_payload_bytes: int = 0
+    received_bytes: int = 0
+    received_payload_bytes: int = 0
 
 
 class Session:
@@ -299,12 +295,13 @@ class Session:
         message = self._transport.receive(timeout_s)
         if message is None or message.retained:
             return None
+        is_verdict = message.topic == down(self._device, "verdict")
+        size = len(message.payload)
+        self.stats.received_bytes += publish_packet_bytes(message.topic, size, int(not is_verdict))
+        self.stats.received_payload_bytes += size
         try:
-            frame = (
-                decode_verdict(message.payload)
-                if message.topic == down(self._device, "verdict")
-                else decode_control(message.payload)
-            )
+            decode = decode_verdict if is_verdict else decode_control
+            frame = decode(message.payload)
         except MalformedFrameError:
             self.stats.malformed += 1
             return None
@@ -389,11 +386,17 @@ class Session:
             retry=retry,
             proposals=tuple(drafted.proposal for drafted in sent if drafted.proposal),
         )
-        self._transport.publish(up(self._device, "draft"), encode_draft(frame))
+        self._publish("draft", encode_draft(frame), qos=0)
 
     def _publish_control(self, frame: Open | Close) -> None:
         leaf = "open" if isinstance(frame, Open) else "close"
-        self._transport.publish(up(self._device, leaf), encode_control(frame), qos=1)
+        self._publish(leaf, encode_control(frame), qos=1)
+
+    def _publish(self, leaf: str, payload: bytes, *, qos: int) -> None:
+        topic = up(self._device, leaf)
+        if self._transport.publish(topic, payload, qos=qos):
+            self.stats.sent_bytes += publish_packet_bytes(topic, len(payload), qos)
+            self.stats.sent_payload_bytes += len(payload)
 
     def _opening_now(self) -> Open:
         """Return the request with everything that has been committed since."""

@@ -365,7 +365,7 @@ class DraftControl:
         Judged on its own link and share, the rest of its round staying as it is.
         """
         state = list(self._sessions.values())[k]
-        if state.mode is Mode.GREEDY or plan.lengths[k] == 0:
+        if state.mode is not Mode.RATIO or plan.lengths[k] == 0:  # only where the device allows it
             return None
         speed = float(plan.bandwidth_hz[k] * cell.efficiency[k])
         cycle_s = float(cell.tokens()[k, plan.lengths[k]] / plan.rates[k])

@@ -80,7 +80,10 @@ def publish_packet_bytes(topic: str, payload_bytes: int, qos: int) -> int:
 class Transport(Protocol):
     """A connection that mends itself; safe to publish to from several threads, read from one."""
 
-    traffic: Traffic
+    @property
+    def traffic(self) -> Traffic:
+        """What went through so far."""
+        ...
 
     @property
     def connected(self) -> bool:
