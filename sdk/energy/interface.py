@@ -83,7 +83,7 @@ class MeterInfo:
     Attributes:
         driver: the name in the registry.
         label: which one of its kind: a path, a port, a file.
-        rate_hz: samples per second at which it is read or at which it sends.
+        rate_hz: samples per second at which it sends, or is read: 20 at most for the latter.
         rails: the rails that its figure sums, in the meter's own words.
         sources: (rail, path) of every file that is read.
         quantum: one step of the value's resolution, in the value's unit.

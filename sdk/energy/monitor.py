@@ -30,7 +30,7 @@ from sdk.errors import EnergyError
 __all__ = ["EnergyMonitor", "Window"]
 
 _BOARD_PERIOD_S = 5.0
-_MIN_POLL_S = 0.02  # meters that send faster are read in batches
+_MIN_POLL_S = 0.05  # meters that send faster by themselves are read in batches
 _FIRST_SAMPLE_TIMEOUT_S = 3.0
 _REOPEN_FIRST_S = 0.5
 _REOPEN_LIMIT_S = 15.0

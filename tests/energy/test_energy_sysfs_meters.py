@@ -131,6 +131,7 @@ def test_an_agx_thor_has_its_input_on_an_ina238(tmp_path: Path) -> None:
     meter.open()
     assert meter.info.rails == ("VIN",)
     assert read_w(meter) == pytest.approx(31.25)
+    assert list(monitors(tmp_path)) == []  # it is no meter that somebody attached
     meter.close()
 
 

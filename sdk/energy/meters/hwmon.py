@@ -22,6 +22,7 @@ from sdk.energy.interface import (
     Scope,
 )
 from sdk.energy.meters.counter import RisingCounter
+from sdk.energy.meters.jetson import is_jetson
 from sdk.energy.meters.sysfs import NumberFile, open_numbers, read_number, read_text
 from sdk.energy.registry import Driver
 
@@ -138,9 +139,10 @@ class HwmonMeter:
 
 
 def monitors(root: Path = Path("/")) -> Iterator[Path]:
-    """Yield the hwmon folder of every supported chip."""
+    """Yield the hwmon folder of every supported chip; a Jetson's own are left to `jetson`."""
+    own = {"ina238"} if is_jetson(root) else set()
     for folder in sorted((root / _HWMON).glob("hwmon*")):
-        if (read_text(folder / "name") or "") in _CHIPS:
+        if (read_text(folder / "name") or "") in _CHIPS - own:
             yield folder
 
 

@@ -173,13 +173,23 @@ class LineMeter:
         return [sample for chunk in chunks for sample in self._decode(chunk)]
 
     def _decode(self, chunk: Chunk) -> list[Sample]:
-        samples = []
-        for item in self._decoder.feed(chunk.data):
+        items = self._decoder.feed(chunk.data)
+        for item in items:
             if isinstance(item, DeviceHeader):
                 self._take_header(item)
-            else:
-                samples.append(self._sample(item, chunk.time_s))
-        return samples
+        lines = [item for item in items if isinstance(item, LineSample)]
+        restarts = [self._restarted(line) for line in lines]
+        if lines:
+            self._device_clock.observe(lines[-1].device_us * 1e-6, chunk.time_s)
+        return [self._sample(line, restart) for line, restart in zip(lines, restarts, strict=True)]
+
+    def _restarted(self, line: LineSample) -> bool:
+        """Return whether the device has begun anew before this line."""
+        restarted = line.device_us < self._last_us
+        self._last_us = line.device_us
+        if restarted:
+            self._device_clock.reset()
+        return restarted
 
     def _take_header(self, header: DeviceHeader) -> None:
         self._header = header
@@ -191,12 +201,8 @@ class LineMeter:
             sources=((header.chip, f"{header.name} {header.firmware}"),),
         )
 
-    def _sample(self, line: LineSample, received_s: float) -> Sample:
-        restarted = line.device_us < self._last_us
-        if restarted:
-            self._device_clock.reset()
-        self._last_us = line.device_us
-        time_s = self._device_clock.to_host_s(line.device_us * 1e-6, received_s)
+    def _sample(self, line: LineSample, restarted: bool) -> Sample:
+        time_s = self._device_clock.to_host_s(line.device_us * 1e-6)
         step = self._counter.add(line.microjoules * 1e-6, time_s)
         return Sample(time_s, step.total_j, int(step.lost or restarted))
 

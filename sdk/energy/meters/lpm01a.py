@@ -117,7 +117,6 @@ class LpmMeter:
         self._clock = clock
         self._decoder = LpmDecoder()
         self._device_clock = DeviceClock()
-        self._last_s = float("-inf")
         self.info = MeterInfo(
             driver="lpm01a",
             label=port,
@@ -137,19 +136,17 @@ class LpmMeter:
             self._port.write(command.encode("ascii") + b"\r\n")
         self._decoder = LpmDecoder()
         self._device_clock.reset()
-        self._last_s = float("-inf")
 
     def read(self) -> Sequence[Sample]:
         """Return the samples that came."""
         chunks, dropped = self._port.take()
-        samples = []
+        taken: list[LpmSample] = []
         for chunk in chunks:
-            for sample in self._decoder.feed(chunk.data):
-                if sample.device_s < self._last_s:
-                    self._device_clock.reset()
-                self._last_s = sample.device_s
-                time_s = self._device_clock.to_host_s(sample.device_s, chunk.time_s)
-                samples.append(Sample(time_s, sample.joules, sample.lost))
+            if complete := self._decoder.feed(chunk.data):
+                self._device_clock.observe(complete[-1].device_s, chunk.time_s)
+                taken += complete
+        to_host_s = self._device_clock.to_host_s
+        samples = [Sample(to_host_s(one.device_s), one.joules, one.lost) for one in taken]
         if dropped and samples:
             samples[0] = samples[0]._replace(lost=max(samples[0].lost, 1))
         return samples

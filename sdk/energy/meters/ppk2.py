@@ -314,12 +314,16 @@ class Ppk2Meter:
         if dropped:
             self._decoder.restart()
             self._device_clock.reset()
-        volts = self._supply_mv * 1e-3
-        samples = []
+        blocks: list[Block] = []
         for chunk in chunks:
-            for block in self._decoder.feed(chunk.data):
-                time_s = self._device_clock.to_host_s(block.last / RATE_HZ, chunk.time_s)
-                samples.append(Sample(time_s, block.amperes * volts, block.lost))
+            if complete := self._decoder.feed(chunk.data):
+                self._device_clock.observe(complete[-1].last / RATE_HZ, chunk.time_s)
+                blocks += complete
+        volts, to_host_s = self._supply_mv * 1e-3, self._device_clock.to_host_s
+        samples = [
+            Sample(to_host_s(block.last / RATE_HZ), block.amperes * volts, block.lost)
+            for block in blocks
+        ]
         if dropped and samples:
             samples[0] = samples[0]._replace(lost=max(samples[0].lost, 1))
         return samples

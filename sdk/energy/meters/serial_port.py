@@ -18,6 +18,7 @@ __all__ = ["Chunk", "DeviceClock", "SerialPort", "ports"]
 
 _QUEUE_BYTES = 4 << 20  # ten seconds of the fastest meter
 _READ_TIMEOUT_S = 0.2
+_GATHER_S = 0.02
 _CLOCK_MEMORY_S = 30.0
 
 
@@ -75,7 +76,9 @@ class SerialPort:
         while not self._stop.is_set():
             try:
                 data = self._serial.read(1)
-                data += self._serial.read(self._serial.in_waiting) if data else b""
+                if data:  # let more gather: every waking costs the board energy
+                    time.sleep(_GATHER_S)
+                    data += self._serial.read(self._serial.in_waiting)
             except (OSError, TypeError, ValueError) as error:  # closed or unplugged meanwhile
                 self._problem = str(error) or "unplugged"
                 return
@@ -135,14 +138,20 @@ class DeviceClock:
         """Start without an idea of the meter's clock."""
         self._delays: deque[tuple[float, float]] = deque()  # rising delays, as in a sliding minimum
 
-    def to_host_s(self, device_s: float, received_s: float) -> float:
-        """Return the time on our monotonic clock of what the meter dated `device_s`."""
+    def observe(self, device_s: float, received_s: float) -> None:
+        """Take notice that what the meter dated `device_s` was received at `received_s`.
+
+        Of what came in one piece only the last is worth noticing: the rest waited for it.
+        """
         delay_s = received_s - device_s
         while self._delays and self._delays[-1][1] >= delay_s:
             self._delays.pop()
         self._delays.append((received_s, delay_s))
         while self._delays[0][0] < received_s - _CLOCK_MEMORY_S:
             self._delays.popleft()
+
+    def to_host_s(self, device_s: float) -> float:
+        """Return the time on our monotonic clock of what the meter dated `device_s`."""
         return device_s + self._delays[0][1]
 
     def reset(self) -> None:
