@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure", "run"]
 
+_CONNECT_S = 5.0
 _RADIO = ("rsrp_dbm", "rsrq_db", "sinr_db", "rssi_dbm", "mcs", "nss", "retry_ratio", "airtime_busy")
 
 
@@ -58,7 +59,7 @@ def _watch(args: argparse.Namespace) -> None:
     device = args.device or config.device.id or broker.username or f"link-{suffix}"
     # An id of its own, so that a session that runs under the device's is not taken over.
     with MqttTransport(broker=broker, client_id=f"{device}-link-{suffix}") as transport:
-        transport.connect()
+        transport.connect(_CONNECT_S)
         probes = available_probes(
             transport,
             broker=None if args.passive else broker,

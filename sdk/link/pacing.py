@@ -28,6 +28,7 @@ __all__ = ["Outgoing", "PacedTransport", "SendQueue", "TokenBucket"]
 _LOG = logging.getLogger(__name__)
 
 _LEAST_DEPTH_S: Final = 0.05  # a thread's sleep is too coarse for less
+_ROUNDING_BYTES: Final = 1e-3  # else a wait of 1e-18 s, which no clock can show, never ends
 _UNSENT_POLL_S: Final = 0.005
 _CLOSE_S: Final = 1.0
 
@@ -62,7 +63,9 @@ class TokenBucket:
     def wait_s(self, *, now_s: float) -> float:
         """Return how long until a message may pass; 0 when one may now."""
         self._refill(now_s)
-        return max(0.0, -self._balance_bytes / self._rate_bytes_s)
+        if self._balance_bytes > -_ROUNDING_BYTES:
+            return 0.0
+        return -self._balance_bytes / self._rate_bytes_s
 
     def charge(self, cost_bytes: int, *, now_s: float) -> None:
         """Take the cost of a message that passed."""
