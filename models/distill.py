@@ -103,7 +103,7 @@ class Mix:
     def at(self, step: int, decay: float) -> Tensor:
         """Return ids [batch, length] of a step."""
         rng = np.random.default_rng((self.seed, step))
-        if rng.random() >= 0.4 + 0.5 * decay:
+        if rng.random() >= 0.6 + 0.35 * decay:
             return self.corpus.at(step)[:, :-1]
         rows = rng.choice(len(self.samples), self.rows, replace=len(self.samples) < self.rows)
         return torch.from_numpy(self.samples[rows].astype(np.int64))
@@ -137,7 +137,7 @@ def train_drafter(
             return of(drafter, ids, wanted, torch.tensor(share, device=device))
 
     def loss(step: int, decay: float) -> Tensor:
-        return both(loss_of, mix.at(step, decay).to(device), min(0.8, 2 * decay))[0]
+        return both(loss_of, mix.at(step, decay).to(device), min(0.9, 3 * decay))[0]
 
     def held_out_variation() -> float:
         drafter.eval()

@@ -217,6 +217,7 @@ def main(arguments: list[str] | None = None, modules: list[Module] | None = None
             steps=options.drafter_steps,
             minutes=options.drafter_minutes,
             learning_rate=options.drafter_rate,
+            decay_share=0.45,
         ),
         checkpoint=work / "drafter.pt",
         on_save=lambda: save(drafter, corpus.tokenizer, work / "drafter"),
