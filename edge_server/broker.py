@@ -24,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 
 from edge_server.mosquitto_conf import private_conf
-from edge_server.with_parent import die_with_parent, wrap
+from edge_server.with_parent import wrap
 from sdk.config import BrokerConfig
 from sdk.errors import BrokerError, ConfigError
 
-__all__ = ["BrokerProcess", "die_with_parent", "find_mosquitto", "start_broker"]
+__all__ = ["BrokerProcess", "find_mosquitto", "start_broker"]
 
 _LOG = logging.getLogger(__name__)
 

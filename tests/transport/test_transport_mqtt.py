@@ -24,13 +24,13 @@ WAIT_S = 10.0
 def test_qos_1_echo_has_a_median_under_20_ms(broker: BrokerProcess, topic: str, join: Join) -> None:
     """The one timing guard: a lost TCP_NODELAY on either end costs 44 ms and more, every time.
 
-    The best of five runs, so that a busy machine does not fail it.
+    The best of many short runs, so that a busy machine does not fail it.
     """
     with _echo(join(broker.config, subscriptions=[(f"{topic}/up", 1)]), f"{topic}/down"):
         device = join(broker.config, subscriptions=[(f"{topic}/down", 1)])
         medians_s = []
-        for _ in range(5):
-            round_trips_s = [_round_trip_s(device, topic, index) for index in range(30)]
+        for _ in range(20):
+            round_trips_s = [_round_trip_s(device, topic, index) for index in range(15)]
             medians_s.append(statistics.median(round_trips_s))
             if medians_s[-1] < 0.020:
                 break
