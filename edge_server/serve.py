@@ -56,8 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICY_NAMES,
-        default="auto",
-        help="which drafts share a pass; auto: by predicted goodput (default)",
+        default="continuous",
+        help="which drafts share a pass: whatever waits (default), everybody's, or two groups in "
+        "turn; auto: by predicted goodput",
     )
     parser.add_argument(
         "--objective",

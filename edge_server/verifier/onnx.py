@@ -83,9 +83,13 @@ class OnnxVerifier:
         """Hash of the weights, hexadecimal."""
         return self._decoder.manifest.files[GRAPH_NAME].sha256
 
+    def cache_bytes(self, max_tokens: int) -> int:
+        """Return the memory that a sequence of `max_tokens` ids reserves."""
+        return self._decoder.cache_bytes(max_tokens)
+
     def open(self, *, parameters: SamplingParameters, max_tokens: int) -> int:
         """Reserve room for a sequence of `max_tokens` ids and return its slot."""
-        needed_bytes = self._decoder.cache_bytes(max_tokens)
+        needed_bytes = self.cache_bytes(max_tokens)
         if len(self._slots) >= self._max_sessions:
             raise CapacityError(f"all {self._max_sessions} sessions are taken; try again later")
         if self._kv_bytes_in_use + needed_bytes > self._kv_memory_bytes:
@@ -122,4 +126,4 @@ class OnnxVerifier:
     def close(self, slot: int) -> None:
         """Free a slot."""
         closed = self._slots.pop(slot)
-        self._kv_bytes_in_use -= self._decoder.cache_bytes(closed.cache.capacity)
+        self._kv_bytes_in_use -= self.cache_bytes(closed.cache.capacity)
