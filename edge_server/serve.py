@@ -46,6 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="join a broker, or start a private one on this machine (default: auto)",
     )
     parser.add_argument("--port", type=int, default=1883, help="of a private broker; 0: any free")
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where a private broker listens; beyond this machine anybody who reaches it may join "
+        "(docs/operations.md says how to run one with certificates)",
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with a [broker] table")
     parser.add_argument("--sessions", type=int, default=64, metavar="N", help="at most, at once")
     parser.add_argument(
@@ -149,7 +156,7 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
     if args.config:
         return load_config(args.config).broker
     if args.broker in _OWN_BROKERS:
-        return stack.enter_context(start_broker(args.broker, port=args.port)).config
+        return stack.enter_context(start_broker(args.broker, port=args.port, host=args.listen)).config
     return BrokerConfig.parse(args.broker)
 
 
