@@ -12,6 +12,7 @@ __all__ = ["BENCHES", "configure", "run"]
 
 BENCHES: dict[str, tuple[str, str]] = {
     "draft": ("sdk.bench_draft", "milliseconds per drafted token and for the prompt"),
+    "energy": ("sdk.bench_energy", "joules per token, drafting alone or with an edge server"),
 }
 """By name: the module with `configure` and `run`, and what it measures."""
 

@@ -21,7 +21,7 @@ from sdk.measured_generation import MeasuredGeneration, energy_sentence
 from sdk.protocol import Mode
 from sdk.session import Offline, SessionOptions
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "default_device_id", "run", "shipped_drafter"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -111,12 +111,12 @@ def _generate(device: Device, args: argparse.Namespace) -> dict[str, object]:
 
 
 def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> Device:
-    model = args.model or config.device.model or _shipped_drafter()
+    model = args.model or config.device.model or shipped_drafter()
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
     return Device(
-        id=args.device or config.device.id or _default_id(),
+        id=args.device or config.device.id or default_device_id(),
         model=model,
         broker=broker,
         drafter=drafter,
@@ -129,7 +129,8 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
     )
 
 
-def _shipped_drafter() -> Path:
+def shipped_drafter() -> Path:
+    """Return the folder of the drafter that ships with the distribution."""
     try:
         from models.registry import pair_dir
     except ModuleNotFoundError as error:
@@ -137,7 +138,8 @@ def _shipped_drafter() -> Path:
     return pair_dir("drafter")
 
 
-def _default_id() -> str:
+def default_device_id() -> str:
+    """Return this host's name and a random suffix, as a device id."""
     host = "".join(c for c in socket.gethostname().lower() if c.isascii() and c.isalnum())
     return f"{host[:20] or 'board'}-{secrets.token_hex(3)}"
 
