@@ -23,7 +23,6 @@ from sdk.energy.phases import Phase, PhaseLog
 from sdk.energy.recording import info_to_json
 from sdk.energy.tokens import Tokens
 from sdk.energy.window import Measurement, Verdict, finite, worst
-from sdk.errors import EnergyError
 
 __all__ = [
     "SCHEMA",
@@ -57,7 +56,7 @@ class Idle:
     """The idle power around a window.
 
     Attributes:
-        power_w: mean of before and after.
+        power_w: mean of before and after; None where either has no samples.
         spread_w: standard deviation of the idle's samples.
         std_w: standard uncertainty of power_w as the idle power during the window.
         duration_s: how long idle was measured in all.
@@ -65,12 +64,12 @@ class Idle:
         problem: why net figures must not be formed from it; empty where they may.
     """
 
-    power_w: float
+    power_w: float | None
     spread_w: float
     std_w: float
     duration_s: float
-    before_w: float
-    after_w: float
+    before_w: float | None
+    after_w: float | None
     problem: str = ""
 
 
@@ -79,12 +78,18 @@ def idle_between(before: Measurement, after: Measurement) -> Idle:
 
     Idle means: same clock policy, radios on, MQTT connected, model loaded, display off. The two
     must not differ by more than 3 standard deviations of their samples or by more than 5 %.
-
-    Raises:
-        EnergyError: if either window holds no samples.
     """
+    duration_s = before.duration_s + after.duration_s
     if before.mean_w is None or after.mean_w is None:
-        raise EnergyError("measure idle: a window without samples; check the meter")
+        return Idle(
+            power_w=None,
+            spread_w=0.0,
+            std_w=0.0,
+            duration_s=duration_s,
+            before_w=before.mean_w,
+            after_w=after.mean_w,
+            problem="the meter gave no samples while idle",
+        )
     power_w = (before.mean_w + after.mean_w) / 2
     difference_w = after.mean_w - before.mean_w
     (spread_1_w, error_1_w), (spread_2_w, error_2_w) = _steadiness(before), _steadiness(after)
@@ -101,7 +106,7 @@ def idle_between(before: Measurement, after: Measurement) -> Idle:
         power_w=power_w,
         spread_w=spread_w,
         std_w=math.hypot(error_1_w / 2, error_2_w / 2, drift_w),
-        duration_s=before.duration_s + after.duration_s,
+        duration_s=duration_s,
         before_w=before.mean_w,
         after_w=after.mean_w,
         problem=problem,
@@ -273,7 +278,7 @@ def _gross(measurement: Measurement) -> Interval | None:
 
 def _net(measurement: Measurement, idle: Idle) -> Interval | None:
     """Return gross less idle: the offset cancels, the gain scales what is left."""
-    if measurement.gross_j is None or measurement.uncertainty is None:
+    if measurement.gross_j is None or measurement.uncertainty is None or idle.power_w is None:
         return None
     parts = measurement.uncertainty
     net_j = measurement.gross_j - idle.power_w * measurement.duration_s

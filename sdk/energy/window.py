@@ -21,7 +21,7 @@ from sdk.energy.ring import Trace
 from sdk.energy.uncertainty import Uncertainty, WindowView, estimate
 from sdk.errors import EnergyError
 
-__all__ = ["Measurement", "Sampling", "Verdict", "WindowError", "measure"]
+__all__ = ["Measurement", "Sampling", "Verdict", "WindowError", "finite", "measure", "worst"]
 
 MIN_INSTANT_S = 10.0
 MIN_INSTANT_SAMPLES = 100

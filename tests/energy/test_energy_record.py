@@ -104,6 +104,16 @@ def test_an_idle_that_moved_forbids_net_figures_and_says_so() -> None:
     assert any("idle moved from 2.800 W" in reason for reason in result.reasons)
 
 
+def test_a_meter_that_is_silent_while_idle_costs_the_net_figures_alone() -> None:
+    full = seen(steady(5.0), 30.0, 50.0)
+    nothing = Trace(full.meter, np.empty(0), np.empty(0), np.empty(0))
+    idle = idle_between(seen(steady(3.0), 0.0, 20.0), measure(nothing, 60.0, 80.0))
+    result = record(full, idle=idle)
+    assert result.net_j is None
+    assert result.per_token("emitted") is not None
+    assert any("no samples while idle" in reason for reason in result.reasons)
+
+
 def test_gain_and_offset_widen_the_interval_and_the_offset_leaves_net_alone() -> None:
     plain = record(seen(steady(4.0), 100.0, 120.0))
     doubtful = seen(steady(4.0), 100.0, 120.0, gain_rel=0.02, offset_w=0.1)
@@ -295,8 +305,10 @@ def test_records_fit_their_schema() -> None:
     full = seen(watts, 3.0, 30.0, kind=Kind.COUNTER)
     empty_trace = Trace(full.meter, np.empty(0), np.empty(0), np.empty(0))
     calibration = Calibration(gain=1.0, offset_w=0.0, reference="x", scope="usb_c")
+    silent = measure(empty_trace, 60.0, 80.0)
     for result in (
         record(full, phases=log, idle=idle),
+        record(full, phases=log, idle=idle_between(seen(steady(3.0), 0.0, 20.0), silent)),
         record(replace(full, meter=replace(full.meter, calibration=calibration))),
         record(seen(steady(4.0), 0.0, 1.0)),
         record(measure(empty_trace, 0.0, 20.0)),
