@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost
-from edge_server.scheduler.continuous import continuous
+from edge_server.scheduler.capacity import capacity
+from edge_server.scheduler.cell import Cell, CellError, Floats, Plan, VerifyCost
+from edge_server.scheduler.continuous import continuous, continuous_plan
+from edge_server.scheduler.energy import bounded_plan
 from edge_server.scheduler.estimators import (
     DecayedMean,
     RateEstimator,
@@ -29,6 +31,7 @@ __all__ = ["DraftControl", "RatioMode"]
 
 LEAST_SHARE = 1e-3
 SURVIVAL_KEEP = 0.98
+POLISHED = 8  # devices up to which there is time for local moves without a barrier
 FIRST_DRAFTS = 8  # rounds that a session drafts before it may be told not to
 SWITCH_GAIN = 0.03  # what another policy must promise beyond the present one
 DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
@@ -62,17 +65,17 @@ class RatioMode:
 
 @dataclass(slots=True, kw_only=True)
 class _Session:
-    """What one session has shown, and what it was last granted."""
+    """What one session has shown, what the plan grants it, and what it was last given."""
 
     device: str
     mode: Mode
     survival: SurvivalEstimator
     grant: Grant
+    given: Grant
     draft_s: DecayedMean = field(default_factory=DecayedMean)
     round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
     rounds_alone: int = 0
     probe_drafts: int = FIRST_DRAFTS
-    seen_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class DraftControl:
         overhead_bits: bits of a draft message besides.
         shared_band: whether the devices share one medium; if not, every share is 1.
         rate_tokens_per_s: what a device must get under `capacity` and `energy`.
+        energy_cap_w: most average power of any device under `energy`.
         ratio_modes: ratio modes that sampling sessions may be moved to.
         weights: what one token of a device is worth; 1 where not named.
     """
@@ -116,6 +120,7 @@ class DraftControl:
         overlap: bool = False,
         shared_band: bool = True,
         rate_tokens_per_s: float = 0.0,
+        energy_cap_w: float | None = None,
         ratio_modes: tuple[RatioMode, ...] = (),
         weights: dict[str, float] | None = None,
         prior_acceptance: float = 0.7,
@@ -137,7 +142,10 @@ class DraftControl:
         self._min, self._max, self._start = min_length, max_length, start_length
         self._bits, self._overhead = bits_per_token, overhead_bits
         self._overlap, self._shared = overlap, shared_band
-        self._rate = rate_tokens_per_s
+        self._rate, self._cap_w = rate_tokens_per_s, energy_cap_w
+        if objective == "capacity" and not rate_tokens_per_s > 0.0:
+            raise ValueError("objective capacity needs rate_tokens_per_s above 0")
+        self._energy: dict[str, tuple[float, float, float]] = {}
         self._ratio_modes = ratio_modes
         self._weights = dict(weights or {})
         self._prior = prior_acceptance
@@ -167,28 +175,28 @@ class DraftControl:
         sessions = (session for _, session in self._basis.sessions)
         return dict(zip(sessions, self._plan.groups, strict=True))
 
-    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
+    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:  # noqa: ARG002
         """Return a new session's first grant: the start length and an equal share."""
+        others = len(self._sessions.keys() - {(device, session)})
+        share = 1.0 / (others + 1) if self._shared else 1.0
+        grant = Grant(length=self._start, share=share, mode=mode)
         state = _Session(
             device=device,
             mode=mode,
             survival=SurvivalEstimator(
                 max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
             ),
-            grant=Grant(length=self._start, mode=mode),
-            seen_s=now_s,
+            grant=grant,
+            given=grant,
         )
         self._sessions[device, session] = state
-        share = 1.0 / len(self._sessions) if self._shared else 1.0
-        state.grant = Grant(length=self._start, share=share, mode=mode)
-        return state.grant
+        return grant
 
     def observe(self, report: RoundReport) -> None:
         """Take in one finished round; rounds of unknown sessions are ignored."""
         state = self._sessions.get((report.device, report.session))
         if state is None:
             return
-        state.seen_s = report.now_s
         if report.drafted == 0:
             state.rounds_alone += 1
             if state.rounds_alone % self._probe_every == 0:
@@ -199,7 +207,7 @@ class DraftControl:
         if report.draft_s > 0.0:
             state.draft_s.add(report.draft_s / report.drafted)
         if report.turnaround_s is not None and report.draft_s > 0.0:
-            rate = self._rate_bps(report.device) * state.grant.share
+            rate = self._rate_bps(report.device) * state.given.share
             sent_s = 8.0 * report.uplink_bytes / rate
             state.round_trip.add(report.turnaround_s - report.draft_s - sent_s)
 
@@ -222,15 +230,24 @@ class DraftControl:
         link = self._links.setdefault(device, RateEstimator())
         link.add(float(rate), now_s=now_s, deviation=REPORT_DEVIATION)
 
+    def observe_energy(
+        self, device: str, *, draft_j_per_token: float, tx_j_per_bit: float, wait_w: float
+    ) -> None:
+        """Take in what a device measured of itself; negative or non-finite figures are ignored."""
+        figures = (draft_j_per_token, tx_j_per_bit, wait_w)
+        known = any(name == device for name, _ in self._sessions)
+        if known and all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
+            self._energy[device] = figures
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         """Return the session's next grant, from a plan solved again if need be."""
         state = self._sessions.get((device, session))
         if state is None:
             return Grant(length=self._start)
         self._follow(now_s)
-        if state.grant.length == 0 and state.probe_drafts > 0:
-            return self._probe(state)
-        return state.grant
+        probing = state.grant.length == 0 and state.probe_drafts > 0
+        state.given = self._probe(state) if probing else state.grant
+        return state.given
 
     def _probe(self, state: _Session) -> Grant:
         """Return a grant that lets a session which stopped drafting show what it would do."""
@@ -244,6 +261,7 @@ class DraftControl:
         self._sessions.pop((device, session), None)
         if not any(name == device for name, _ in self._sessions):
             self._links.pop(device, None)
+            self._energy.pop(device, None)
 
     def _rate_bps(self, device: str) -> float:
         link = self._links.get(device)
@@ -309,7 +327,13 @@ class DraftControl:
         states = list(self._sessions.values())
         context_s = fit.per_context_s * (self._verify.mean_context_tokens or 0.0)
         count = max(self._verify.mean_requests or 1.0, 1.0)
+        energy = np.array([self._energy.get(state.device, (0.0, 0.0, 0.0)) for state in states])
         return Cell(
+            draft_j=energy[:, 0],
+            tx_j_per_bit=energy[:, 1],
+            wait_w=energy[:, 2],
+            energy_cap_w=self._cap_w,
+            min_rate=self._rate,
             bandwidth_hz=1.0 if self._shared else float(len(states)),
             payload_bits=self._bits,
             overhead_bits=self._overhead,
@@ -330,9 +354,26 @@ class DraftControl:
         )
 
     def _solve(self, cell: Cell) -> Plan:
+        """Return the plan for the objective; where that cannot be had, the one for goodput."""
+        if self._objective == "energy":
+            try:
+                plan = bounded_plan(cell, efficiency=True)
+            except CellError:
+                return self._solve_goodput(cell)
+            self._chosen = "synchronous" if self._policy == "auto" else self._policy
+            return plan
+        if self._objective == "capacity":
+            served = capacity(cell, self._rate)
+            lengths, bands = np.zeros(cell.count, dtype=np.int64), np.zeros(cell.count)
+            lengths[served.served], bands[served.served] = served.lengths, served.bandwidth_hz
+            self._chosen = "continuous" if self._policy == "auto" else self._policy
+            return continuous_plan(cell, np.maximum(lengths, self._min), bands + 1e-9)
+        return self._solve_goodput(cell)
+
+    def _solve_goodput(self, cell: Cell) -> Plan:
         fair = self._objective == "fair"
         solvers: dict[str, Callable[[], Plan]] = {
-            "continuous": lambda: continuous(cell, fair=fair, polish=False),
+            "continuous": lambda: continuous(cell, fair=fair, polish=cell.count <= POLISHED),
             "synchronous": lambda: heterogeneous(cell, fair=fair),
             "ping_pong": lambda: ping_pong(cell),
         }

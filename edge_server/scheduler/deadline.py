@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_server.scheduler.cell import Cell, Floats, Ints
 
-__all__ = ["band", "band_table", "deadline", "latency", "message_bits"]
+__all__ = ["band", "band_table", "band_table_at", "deadline", "latency", "message_bits"]
 
 NEWTON_STEPS = 80
 
@@ -85,3 +85,10 @@ def band_table(cell: Cell, phi: Floats, longest: int) -> Floats:
     lengths = np.arange(longest + 1)[:, None, None]  # [longest + 1, 1, 1]
     hz, _ = band(cell, np.broadcast_to(lengths, (longest + 1, 1, cell.count)), phi[None, :, None])
     return np.moveaxis(hz, 0, 2)
+
+
+def band_table_at(cell: Cell, lengths: Ints, phi: Floats) -> Floats:
+    """Return the band at each of the lengths [n], each device's phi its own; [K, n] -> [K, n]."""
+    every = np.broadcast_to(lengths[:, None], (len(lengths), cell.count))
+    table: Floats = band(cell, every, phi.T)[0].T
+    return table

@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from edge_server.scheduler.capacity import capacity, server_capacity
 from edge_server.scheduler.cell import Cell, Plan, VerifyCost
 from edge_server.scheduler.cell_file import read_cell
-from edge_server.scheduler.solve import SCHEMES, solve
+from edge_server.scheduler.energy import has_energy
+from edge_server.scheduler.solve import OBJECTIVES, SCHEMES, solve
 
 __all__ = ["configure", "report", "run"]
 
@@ -21,6 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `multispin plan`."""
     parser.add_argument("--cell", type=Path, required=True, metavar="FILE", help="the cell, JSON")
     parser.add_argument("--policy", default="auto", help=f"one of {', '.join(SCHEMES)}")
+    parser.add_argument("--objective", default="goodput", help=f"one of {', '.join(OBJECTIVES)}")
+    parser.add_argument(
+        "--rate", type=float, help="also say how many devices can be served at this many tokens/s"
+    )
     parser.add_argument("--length", type=int, default=8, help="draft length of policy fixed")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -29,13 +35,29 @@ def run(args: argparse.Namespace) -> int:
     """Solve the cell and print the plan."""
     cell = read_cell(args.cell)
     begun_s = time.perf_counter()
-    plan = solve(cell, args.policy, length=args.length)
+    plan = solve(cell, args.policy, length=args.length, objective=args.objective)
     solve_s = time.perf_counter() - begun_s
     if args.json:
-        print(json.dumps(report(cell, plan, solve_s)))
-    else:
-        print("\n".join(words(cell, plan, solve_s)))
+        found = report(cell, plan, solve_s)
+        if args.rate is not None:
+            served = capacity(cell, args.rate)
+            found["served_at_rate"] = [cell.ids[k] for k in served.served]
+        print(json.dumps(found))
+        return 0
+    lines = words(cell, plan, solve_s)
+    if args.rate is not None:
+        lines.append(serves(cell, args.rate))
+    print("\n".join(lines))
     return 0
+
+
+def serves(cell: Cell, rate: float) -> str:
+    """Return how many devices can be served at a rate, with drafting and without."""
+    served, alone = capacity(cell, rate).count, server_capacity(cell, rate)
+    return (
+        f"At {rate:g} tokens/s each, {served} of {cell.count} devices can be served; "
+        f"{alone} by the server alone."
+    )
 
 
 def report(cell: Cell, plan: Plan, solve_s: float) -> dict[str, object]:
@@ -51,6 +73,7 @@ def report(cell: Cell, plan: Plan, solve_s: float) -> dict[str, object]:
         "weighted_goodput_tokens_per_s": plan.weighted_goodput,
         "bound_tokens_per_s": plan.bound_tokens_per_s,
         "solve_s": solve_s,
+        **({"joules_per_token": plan.joules_per_token} if has_energy(cell) else {}),
     }
     if plan.groups:
         found["group"] = list(plan.groups)
@@ -72,13 +95,16 @@ def words(cell: Cell, plan: Plan, solve_s: float) -> list[str]:
     ]
     if cell.count > SHOWN_DEVICES:
         lines.append(f"… and {cell.count - SHOWN_DEVICES} more (--json shows all)")
-    return [*lines, pays(cell), holds_back(cell)]
+    if has_energy(cell):
+        lines.append(f"{plan.joules_per_token:.3g} joules per token, all devices together")
+    free = replace(cell, min_length=0, energy_cap_w=None, min_rate=0.0)
+    return [*lines, pays(free), holds_back(free)]
 
 
 def pays(cell: Cell) -> str:
     """Return whether drafting pays, against a server that just decodes."""
     alone = solve(cell, "server-only").weighted_goodput
-    best = solve(replace(cell, min_length=0), "auto")
+    best = solve(cell, "auto")
     if not best.lengths.any():
         return (
             f"Drafting does not pay here: the server alone gives {alone:.1f} tokens/s, "

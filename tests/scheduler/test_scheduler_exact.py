@@ -29,10 +29,12 @@ def draw_cell(seed: int, *, shortest: int, overlap: bool, padded: bool) -> Cell:
     count = int(rng.integers(3, 5))
     longest = 6 if count == 3 else 4
     row_s = float(rng.choice([0.0, rng.uniform(0.0, 0.01)]))
+    survival: Floats
     if rng.random() < 0.5:
         survival = geometric_survival(rng.uniform(0.2, 0.98, count), longest)
     else:
-        survival = np.cumprod(rng.uniform(0.2, 1.0, (count, longest)), axis=1)
+        hazard: Floats = rng.uniform(0.2, 1.0, (count, longest))
+        survival = np.cumprod(hazard, axis=1)
     return Cell(
         bandwidth_hz=float(10.0 ** rng.uniform(4, 7)),
         payload_bits=float(rng.choice([31.0, 1984.0, 31744.0])),
@@ -86,7 +88,8 @@ def brute_force(cell: Cell) -> float:
     """Return the best weighted goodput over all lengths, deadlines by bisection."""
     lengths = range(cell.min_length, cell.max_length + 1)
     every = np.array(list(itertools.product(lengths, repeat=cell.count)))
-    low, high = np.zeros(len(every)), np.zeros(len(every))
+    low: Floats = np.zeros(len(every))
+    high: Floats = np.zeros(len(every))
     for k in range(cell.count):
         equal = np.array([cell.bandwidth_hz / cell.count])
         times = np.array([float(time_for(cell, length, equal, k)[0]) for length in lengths])
