@@ -26,7 +26,7 @@ from firmware_tools.bundle.tree import unpack_members, verify_members
 from firmware_tools.durable import write_file
 from firmware_tools.errors import RefusedError
 
-__all__ = ["IDENTITY", "Host", "install_seed"]
+__all__ = ["CLOCK", "GUARD", "IDENTITY", "MANIFEST", "PAYLOAD", "Host", "install_seed"]
 
 MANIFEST, PAYLOAD, GUARD, CLOCK = "manifest.json", "payload.tar.gz", "guard.pyz", "clock"
 IDENTITY = ("multispin.toml", "ca.crt", "device.crt", "device.key", "bundle.pub", "root.json")

@@ -16,6 +16,11 @@ from firmware_tools.board.paths import SLOTS
 from firmware_tools.errors import SlotError
 
 __all__ = [
+    "BAD",
+    "EMPTY",
+    "GOOD",
+    "INSTALLED",
+    "TRIES",
     "Slot",
     "State",
     "activate",

@@ -27,7 +27,7 @@ from firmware_tools.keys.authority import Authority, Issued, certificate_pem, fi
 from firmware_tools.keys.signing import SigningKey, VerifyKey
 from sdk.protocol.topics import check_device_id
 
-__all__ = ["SIGNING_ROLES", "DeviceFiles", "KeyStore"]
+__all__ = ["SIGNING_ROLES", "DeviceFiles", "KeyStore", "utc_now"]
 
 SIGNING_ROLES = ("bundle", "root", "targets", "online")
 """bundle signs bundles; root, targets and online (snapshot and timestamp) sign release metadata."""
