@@ -1,0 +1,70 @@
+"""`multispin generate --energy`: a power trace in a file, a whole generation, joules per token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edge_server.broker import BrokerProcess
+from edge_server.processes import start_server
+from sdk.energy import record_schema
+
+POWER_W = 5.0
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """100 s of a constant 5 W, a hundred samples a second."""
+    path = tmp_path / "trace.csv"
+    rows = "\n".join(f"{n / 100:.2f},{POWER_W}" for n in range(10_000))
+    path.write_text(f"t_s,power_w\n{rows}\n")
+    return path
+
+
+def generate(mosquitto: BrokerProcess, drafter: Path, *options: str) -> dict[str, Any]:
+    command = [
+        *(sys.executable, "-m", "sdk.cli", "generate", "--json", "--broker"),
+        *(mosquitto.config.address, "--model", str(drafter), "--prompt", "import os\n\n"),
+        *("--max-tokens", "64", "--temperature", "1", "--slow-down-ms", "30", *options),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+def test_joules_per_token_equal_the_traces(
+    mosquitto: BrokerProcess, target: Path, drafter: Path, trace: Path
+) -> None:
+    with ExitStack() as stack:
+        start_server(stack, model=target, broker=mosquitto.config, options=("--threads", "1"))
+        last = generate(mosquitto, drafter, "--energy", f"replay:{trace}", "--energy-idle", "1.5")
+    energy, summary = last["energy"], last["summary"]
+    jsonschema.validate(energy, record_schema())
+    assert energy["verdict"] != "invalid", energy["reasons"]
+    by_hand_j = POWER_W * energy["window"]["duration_s"]
+    assert energy["energy"]["gross_j"]["value"] == pytest.approx(by_hand_j, rel=0.01)
+    emitted = energy["j_per_token"]["emitted"]["gross"]["value"]
+    assert emitted == pytest.approx(by_hand_j / summary["tokens"], rel=0.01)
+    assert energy["tokens"]["drafted"] == summary["drafted"]
+    # The board idles at the same power, so what the generation itself took is nothing.
+    net = energy["energy"]["net_j"]
+    assert net is None or abs(net["value"]) < 0.05 * by_hand_j
+
+
+def test_a_meter_that_is_not_there_is_one_line(mosquitto: BrokerProcess, drafter: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "sdk.cli", "generate", "--prompt", "x", "--model", str(drafter)),
+        *("--broker", mosquitto.config.address, "--energy", "replay:/nowhere.csv"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 8
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "/nowhere.csv" in done.stderr
