@@ -13,24 +13,18 @@ __all__ = ["Spacing", "TrainPlan", "spacing_of"]
 
 LEAST_TX_S: Final = 0.005  # shorter, and a scheduler's jitter is what is measured
 _WANTED_TX_S: Final = 0.009
-_FIRST_RATE_BPS: Final = 1e6  # nothing known: start small
+_FIRST_RATE_BPS: Final = 4e6  # nothing known: small, and still enough points to see late ones
 _MOST_RATE_BPS: Final = 1e9
 _GROWTH: Final = 3.0  # of one train over the last; a late primer must not cost a fortune
 _LEAST_SEGMENTS: Final = 2  # with the primer three points: the least that shows a late one
-_LUMP: Final = 0.5  # of the time that acknowledgements should take to come in
 _MOST_SEGMENTS: Final = 40  # what a train may put into a queue on its way
 
 
 class Spacing(NamedTuple):
-    """Seconds from one acknowledgement to the next, and how late the average one was.
-
-    `lumped`: all but the first came at once; the broker held them back (Nagle's algorithm, or a
-    stall), so they say nothing of the link.
-    """
+    """Seconds from one acknowledgement to the next, and how late the average one was."""
 
     per_segment_s: float
     lateness_s: float
-    lumped: bool
 
 
 def spacing_of(times_s: Sequence[float]) -> Spacing:
@@ -56,9 +50,7 @@ def spacing_of(times_s: Sequence[float]) -> Spacing:
     slope_s = (times_s[right] - times_s[left]) / (right - left)
     line = [times_s[left] + slope_s * (index - left) for index in range(len(times_s))]
     late_s = sum(max(0.0, time_s - on) for time_s, on in zip(times_s, line, strict=True))
-    behind_first_s = times_s[-1] - times_s[1]
-    lumped = behind_first_s < slope_s * (len(times_s) - 2) * _LUMP
-    return Spacing(slope_s, late_s / len(times_s), lumped)
+    return Spacing(slope_s, late_s / len(times_s))
 
 
 def _turns_up(times_s: Sequence[float], a: int, b: int, c: int, time_s: float) -> bool:

@@ -121,7 +121,8 @@ def test_reports_are_published_and_numbered() -> None:
 
 def test_a_change_is_reported_at_once() -> None:
     """With an hour between reports, only the changes come through: none, 8, then 2 Mbit/s."""
-    sink, seen = Sink(), []
+    sink = Sink()
+    seen: list[LinkReport] = []
     readings = [reading(1.0, 8e6), reading(2.0, 2e6), reading(2.1, 2e6), reading(2.2, 2e6)]
     probe = ReplayProbe(readings=readings, period_s=0.15)
     with LinkReporter(

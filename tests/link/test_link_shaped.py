@@ -36,6 +36,7 @@ def why_not() -> str:
 
 
 WHY_NOT = why_not()
+MOST_LATE_MS = 1.5  # what a full frame takes at 8 Mbit/s
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.slow,
@@ -63,6 +64,9 @@ def run(*arguments: str) -> dict[str, Any]:
 def test_the_estimate_follows_the_link() -> None:
     """8 → 2 → 6 Mbit/s: within 15 % inside 3 s of each step, and then on the whole."""
     result = run("steps")
+    late_ms = result["timer_late_p90_ms"]
+    if late_ms > MOST_LATE_MS:
+        pytest.skip(f"this machine is too busy to shape a link: its timers are {late_ms} ms late")
     for step in result["steps"]:
         assert step["within_15_percent_after_s"] is not None, result
         assert step["within_15_percent_after_s"] <= 3.0, result
