@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_server.energy import EnergyLedger
 from edge_server.engine import Engine
 from edge_server.scheduler.interface import Controller
 from edge_server.sessions import Arrival, Session, SessionTable
@@ -81,6 +82,7 @@ class Gateway:
         self._strikes = Strikes()
         self._engine: Engine | None = None
         self.counters: Counter[str] = Counter()
+        self.energy = EnergyLedger()
 
     def attach(self, engine: Engine) -> None:
         """Name the engine that new sessions are admitted to."""
@@ -101,6 +103,7 @@ class Gateway:
             "open": self._on_control,
             "close": self._on_control,
             "report": self._on_report,
+            "energy": self._on_energy,
         }.get(leaf)
         if handler is None:
             self.counters["ignored"] += 1
@@ -275,6 +278,12 @@ class Gateway:
             )
 
     def _on_report(self, device: str, payload: bytes) -> None:
+        self._controller.observe_link(device, self._read_report(payload), now_s=self._clock())
+
+    def _on_energy(self, device: str, payload: bytes) -> None:
+        self.energy.add(device, self._read_report(payload))
+
+    def _read_report(self, payload: bytes) -> dict[str, object]:
         if len(payload) > self._limits.report_bytes:
             raise MalformedFrameError(f"report of {len(payload)} bytes is too large")
         try:
@@ -283,7 +292,7 @@ class Gateway:
             raise MalformedFrameError("report is not JSON") from error
         if not isinstance(report, dict):
             raise MalformedFrameError("report is not a JSON object")
-        self._controller.observe_link(device, report, now_s=self._clock())
+        return report
 
     def _send_opened(self, session: Session) -> None:
         self._publish_control(

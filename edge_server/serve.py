@@ -156,7 +156,9 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
     if args.config:
         return load_config(args.config).broker
     if args.broker in _OWN_BROKERS:
-        return stack.enter_context(start_broker(args.broker, port=args.port, host=args.listen)).config
+        return stack.enter_context(
+            start_broker(args.broker, port=args.port, host=args.listen)
+        ).config
     return BrokerConfig.parse(args.broker)
 
 
@@ -205,6 +207,9 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
             "rows_per_pass": round(counters.rows / max(counters.passes, 1), 2),
             "verify_s": round(counters.verify_s, 3),
             **server.gateway.counters,
+            "energy": {
+                device: sums.as_json() for device, sums in server.gateway.energy.devices.items()
+            },
         }
         if args.json:
             print(json.dumps(figures), flush=True)
