@@ -11,6 +11,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 from sdk.errors import DependencyError, MultispinError
@@ -50,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if not word.startswith("-")), None)
-    parser = argparse.ArgumentParser(prog="multispin", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="multispin",
+        description="Edge boards draft, one server verifies: lossless generation over MQTT.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('multispin')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
         for command, (module, summary) in COMMANDS.items():
