@@ -1,7 +1,7 @@
 """How many devices can be served at a required rate, and with which lengths and shares.
 
 Without a barrier, for a pass of at most D a device served at rate R must draft and upload within
-N_k(l) / R - 1.5 D: half a pass of waiting, one of verification. That fixes its band and its load
+N_k(l) / R - 2 D: a pass of waiting at worst, one of verification. That fixes its band and its load
 on the server at every length; the cheapest devices are admitted for as long as band and server
 last. D and the exchange rate between band and server time are scanned.
 """
@@ -19,7 +19,7 @@ __all__ = ["Capacity", "capacity", "server_capacity"]
 
 PASSES = 40
 EXCHANGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-WAITED = 0.5  # of a pass, for the one in progress
+WAITED = 1.0  # of a pass, for the one in progress: the worst case, which phases can lock into
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -34,7 +34,7 @@ def draw_cell(seed: int, *, shortest: int, overlap: bool, padded: bool) -> Cell:
         survival = geometric_survival(rng.uniform(0.2, 0.98, count), longest)
     else:
         hazard: Floats = rng.uniform(0.2, 1.0, (count, longest))
-        survival = np.cumprod(hazard, axis=1)
+        survival = np.cumprod(hazard, axis=1, dtype=np.float64)
     return Cell(
         bandwidth_hz=float(10.0 ** rng.uniform(4, 7)),
         payload_bits=float(rng.choice([31.0, 1984.0, 31744.0])),
