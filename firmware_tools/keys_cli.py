@@ -87,8 +87,8 @@ def _revoke(args: argparse.Namespace) -> dict[str, object]:
     store.revoke(args.device, now=utc_now())
     return {
         "revoked": args.device,
-        "list": str(store.public / "ca.crl"),
-        "next": "restart the broker to cut connections that are open now",
+        "list": str(store.broker / "ca.crl"),
+        "next": "copy the list to the broker's machine if that is another, and restart the broker",
     }
 
 

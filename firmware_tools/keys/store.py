@@ -1,10 +1,11 @@
 """The key store: one folder of public files and one of secrets, which can be kept off-line.
 
     PUBLIC/                      SECRET/ (default: PUBLIC/secret, mode 0700, files 0600)
-      ca.crt  ca.crl               ca.key  broker.key  edge.key
-      broker.crt  edge.crt         bundle.key  root.key  targets.key  online.key
-      bundle.pub  root.pub  …      devices/ID/device.key
-      devices/ID/device.crt
+      ca.crt  ca.crl  edge.crt     ca.key  edge.key
+      bundle.pub  root.pub  …      bundle.key  root.key  targets.key  online.key
+      devices/ID/device.crt        devices/ID/device.key
+      broker/                      what the broker's machine needs, its own key with it:
+                                   ca.crt  ca.crl  broker.crt  broker.key
 
 Knows nothing about what is signed with the keys, or about the broker.
 """
@@ -81,9 +82,12 @@ class KeyStore:
             write_file(store.secret / f"{role}.key", key.to_pem(), mode=0o600)
             write_file(store.public / f"{role}.pub", key.verify_key.to_pem())
         authority = Authority.create("multispin", now=now)
-        store._write("broker", authority.issue_server("broker", hosts, now=now))
+        broker = authority.issue_server("broker", hosts, now=now)
+        write_file(store.broker / "broker.key", broker.key, mode=0o600)
+        write_file(store.broker / "broker.crt", broker.certificate)
+        write_file(store.broker / "ca.crt", certificate_pem(authority.certificate))
         store._write(OPERATOR, authority.issue_client(OPERATOR, now=now))
-        write_file(store.public / "ca.crl", authority.revocation_list((), number=1))
+        store._write_crl(authority.revocation_list((), number=1))
         ca_key = authority.key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -92,6 +96,11 @@ class KeyStore:
         write_file(store.secret / "ca.key", ca_key, mode=0o600)
         write_file(store.public / "ca.crt", certificate_pem(authority.certificate))
         return store
+
+    @property
+    def broker(self) -> Path:
+        """The folder for the broker's machine."""
+        return self.public / "broker"
 
     def issue_device(self, device: str, *, now: datetime) -> DeviceFiles:
         """Make the certificate of `device`.
@@ -145,7 +154,7 @@ class KeyStore:
             return
         entries[certificate.serial_number] = now
         crl = self._authority().revocation_list(entries.items(), number=len(entries) + 1)
-        write_file(self.public / "ca.crl", crl)
+        self._write_crl(crl)
 
     def devices(self) -> dict[str, str]:
         """Return each device's state, "valid" or "revoked", by id."""
@@ -161,8 +170,8 @@ class KeyStore:
     def fingerprints(self) -> dict[str, str]:
         """Return SHA-256 fingerprints of the authority, the certificates and the public keys."""
         prints = {
-            name: fingerprint(x509.load_pem_x509_certificate(self.read(f"{name}.crt")))
-            for name in ("ca", "broker", OPERATOR)
+            name: fingerprint(x509.load_pem_x509_certificate(self.read(f"{file}.crt")))
+            for name, file in (("ca", "ca"), ("broker", "broker/broker"), (OPERATOR, OPERATOR))
         }
         return prints | {role: self.verify_key(role).key_id for role in SIGNING_ROLES}
 
@@ -185,6 +194,10 @@ class KeyStore:
     def read_secret(self, name: str) -> bytes:
         """Return a secret file."""
         return _read(self.secret / name, "is the folder of secrets at hand (--secrets)?")
+
+    def _write_crl(self, crl: bytes) -> None:
+        write_file(self.broker / "ca.crl", crl)
+        write_file(self.public / "ca.crl", crl)
 
     def _write(self, name: str, issued: Issued) -> None:
         write_file(self.secret / f"{name}.key", issued.key, mode=0o600)

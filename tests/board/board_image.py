@@ -1,7 +1,7 @@
 """Build a stand-in board from Debian's arm64 packages: kernel, initrd and a Pi-like card image.
 
-Nothing is emulated, mounted or configured while building: packages are only unpacked, so a minute is
-enough. The card is MBR, FAT at 4 MiB (/boot/firmware), ext4 behind it; root's password is "board".
+Nothing is emulated, mounted or configured while building: packages are only unpacked, so a minute
+is enough. The card is MBR, FAT at 4 MiB (/boot/firmware), ext4 behind it; root's password is "board".
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _system(root: Path) -> None:
     files = {
         "etc/machine-id": "",
         "etc/hostname": "raspberrypi\n",
-        "etc/hosts": "127.0.0.1 localhost\n10.0.2.2 broker.test\n",
+        "etc/hosts": "127.0.0.1 localhost\n10.0.2.2 broker.lan\n",
         "etc/fstab": "/dev/vda2 / ext4 rw,noatime 0 0\n"
         "/dev/vda1 /boot/firmware vfat defaults,nofail 0 0\n",
         "etc/systemd/network/10-wired.network": "[Match]\nName=e*\n[Network]\nDHCP=ipv4\n",

@@ -1,7 +1,7 @@
 """A stand-in board under QEMU: a real arm64 Linux with systemd, a card image and a network.
 
-The console goes to a file, or to a pseudo-terminal for tests of the serial way in. Knows nothing about
-the SDK.
+The console goes to a file, or to a pseudo-terminal for tests of the serial way in. Knows nothing
+about the SDK.
 """
 
 from __future__ import annotations
@@ -115,15 +115,17 @@ class Emulated:
     def wait_ssh(self, key: Path, timeout_s: float) -> None:
         """Wait until the board answers SSH."""
         deadline_s = time.monotonic() + timeout_s
-        while True:
-            try:
-                self.ssh(key, "true", timeout_s=20)
-            except (RuntimeError, subprocess.TimeoutExpired):
-                if self._process.poll() is not None or time.monotonic() > deadline_s:
-                    raise RuntimeError(f"no SSH:\n{self.console()[-3000:]}") from None
-                time.sleep(0.5)
-            else:
-                return
+        while not self._answers(key):
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                raise RuntimeError(f"no SSH:\n{self.console()[-3000:]}")
+            time.sleep(0.5)
+
+    def _answers(self, key: Path) -> bool:
+        try:
+            self.ssh(key, "true", timeout_s=20)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            return False
+        return True
 
     def _ssh(self, key: Path) -> Sequence[str]:
         options = ["-F", "none", "-i", str(key), "-p", str(self.ssh_port), *SSH_KEYS]

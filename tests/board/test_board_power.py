@@ -47,7 +47,9 @@ slots = Slots(paths)
 seed = Path("/opt/seed")
 if paths.state.exists():
     state = slots.started()
-    damage = check_folder(slots.manifest(state.active), paths.current.resolve()) if state.active else "none"
+    damage = "nothing installed"
+    if state.active:
+        damage = check_folder(slots.manifest(state.active), paths.current.resolve())
     say("RUNS %d %s" % (state.running.release, damage or "healthy"))
     if state.active:
         slots.good()

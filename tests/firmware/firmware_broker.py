@@ -38,8 +38,8 @@ def run_broker(folder: Path, keys: KeyStore, port: int) -> Iterator[subprocess.P
     (folder / "acl").chmod(0o600)
     (folder / "conf").write_text(
         f"listener {port} 127.0.0.1\ncafile {keys.public}/ca.crt\n"
-        f"certfile {keys.public}/broker.crt\nkeyfile {keys.secret}/broker.key\n"
-        f"crlfile {keys.public}/ca.crl\ntls_version tlsv1.3\nrequire_certificate true\n"
+        f"certfile {keys.broker}/broker.crt\nkeyfile {keys.broker}/broker.key\n"
+        f"crlfile {keys.broker}/ca.crl\ntls_version tlsv1.3\nrequire_certificate true\n"
         f"use_identity_as_username true\nallow_anonymous false\nacl_file {folder}/acl\n"
         "set_tcp_nodelay true\nmax_packet_size 131072\nuser root\n"
     )

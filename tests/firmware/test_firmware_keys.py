@@ -28,10 +28,11 @@ def test_secrets_are_private_and_public_files_hold_no_secret(tmp_path: Path) -> 
     store.issue_device("cam-7", now=NOW)
     assert stat.S_IMODE(store.secret.stat().st_mode) == 0o700
     secrets = [path for path in store.secret.rglob("*") if path.is_file()]
-    assert len(secrets) == len(SIGNING_ROLES) + 4
+    assert len(secrets) == len(SIGNING_ROLES) + 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
     public = [p for p in store.public.rglob("*") if p.is_file() and store.secret not in p.parents]
-    assert public
+    assert stat.S_IMODE((store.broker / "broker.key").stat().st_mode) == 0o600
+    public.remove(store.broker / "broker.key")  # it lives on the broker's machine
     assert not any(b"PRIVATE" in path.read_bytes() for path in public)
 
 
@@ -81,7 +82,7 @@ def test_a_device_gets_one_valid_certificate_at_a_time(tmp_path: Path) -> None:
 
 def test_certificates_are_valid_on_a_board_whose_clock_stands_at_1970(tmp_path: Path) -> None:
     store = make(tmp_path)
-    for name in ("ca", "broker", "edge"):
+    for name in ("ca", "broker/broker", "edge"):
         certificate = x509.load_pem_x509_certificate(store.read(f"{name}.crt"))
         assert certificate.not_valid_before_utc.timestamp() == 0
         assert certificate.not_valid_after_utc.year >= 2036
