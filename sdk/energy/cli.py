@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -89,18 +90,20 @@ def _record(args: argparse.Namespace) -> int:
     from sdk.energy.registry import open_meter
 
     _check_seconds(args.seconds)
-    writer: RecordingWriter | None = None
+    writers: list[RecordingWriter] = []
 
     def keep(samples: Sequence[Sample]) -> None:
-        if writer is not None:
+        for writer in writers:
             writer.samples(samples)
 
-    with EnergyMonitor(meter=open_meter(args.meter), on_samples=keep) as monitor:
+    monitor = EnergyMonitor(meter=open_meter(args.meter), on_samples=keep)
+    with monitor, ExitStack() as owned:
         info, t0_s = monitor.meter.info, time.monotonic()
-        writer = RecordingWriter(path=args.output, info=info, start_s=t0_s)
+        writer = owned.enter_context(RecordingWriter(path=args.output, info=info, start_s=t0_s))
+        owned.callback(monitor.close)  # before the file that its thread writes to
+        writers.append(writer)
         _wait(args.seconds, f"recording {info.driver}", quiet=args.json)
         measurement = monitor.measure(t0_s, time.monotonic(), key="record")
-    writer.close()
     summary = {
         "file": str(args.output),
         "meter": info.driver,

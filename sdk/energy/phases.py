@@ -52,6 +52,7 @@ class PhaseLog:
         """Start without any mark."""
         self._marks: deque[tuple[float, Phase]] = deque(maxlen=capacity)
         self._current: Phase | None = None
+        self._forgotten = 0
 
     def enter(self, phase: Phase | Enum | str, *, now_s: float | None = None) -> None:
         """Mark that a phase begins, now or at `now_s`.
@@ -62,6 +63,7 @@ class PhaseLog:
         entered = phase if type(phase) is Phase else _phase(phase)
         if entered is not self._current:
             self._current = entered
+            self._forgotten += len(self._marks) == self._marks.maxlen
             self._marks.append((time.monotonic() if now_s is None else now_s, entered))
 
     def spans(self, t0_s: float, t1_s: float) -> list[Span]:
@@ -73,6 +75,10 @@ class PhaseLog:
             for (at_s, phase), end_s in zip(marks, ends_s, strict=False)  # no mark, no span
         )
         return [span for span in cut if span.end_s > span.start_s]
+
+    def forgot_since(self, t0_s: float) -> bool:
+        """Return whether marks behind `t0_s` have been dropped."""
+        return bool(self._forgotten) and self._marks[0][0] > t0_s
 
 
 def _phase(phase: Enum | str) -> Phase:

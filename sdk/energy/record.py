@@ -256,6 +256,9 @@ def energy_per_token(
     if idle is not None and idle.problem:
         verdicts.append(Verdict.DEGRADED)
         reasons.append(f"no net figures: {idle.problem}")
+    if phases.forgot_since(measurement.t0_s):
+        verdicts.append(Verdict.DEGRADED)
+        reasons.append("phases: their first marks were dropped, they cover a part of the window")
     trusted = measurement.verdict is not Verdict.INVALID
     return EnergyRecord(
         measurement=measurement,

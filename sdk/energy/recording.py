@@ -90,6 +90,14 @@ class RecordingWriter:
         """Close the file."""
         self._file.close()
 
+    def __enter__(self) -> RecordingWriter:
+        """Write on."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
 
 def write_recording(
     path: Path, trace: Trace, phases: PhaseLog, tokens: Tokens, t0_s: float, t1_s: float
@@ -99,13 +107,12 @@ def write_recording(
     Raises:
         EnergyError: if the file cannot be written.
     """
-    writer = RecordingWriter(path=path, info=trace.info, start_s=t0_s)
     rows = zip(trace.times_s, trace.values, trace.lost, strict=True)
-    writer.samples(Sample(float(at_s), float(value), int(lost)) for at_s, value, lost in rows)
-    for span in phases.spans(t0_s, t1_s):
-        writer.phase(span.phase, span.start_s)
-    writer.generated(tokens, t0_s, t1_s)
-    writer.close()
+    with RecordingWriter(path=path, info=trace.info, start_s=t0_s) as writer:
+        writer.samples(Sample(float(at_s), float(value), int(lost)) for at_s, value, lost in rows)
+        for span in phases.spans(t0_s, t1_s):
+            writer.phase(span.phase, span.start_s)
+        writer.generated(tokens, t0_s, t1_s)
 
 
 def read_recording(path: Path) -> Recording:

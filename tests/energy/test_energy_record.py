@@ -280,6 +280,10 @@ def test_phase_marks() -> None:
     for number in range(10):
         log.enter((Phase.IDLE, Phase.WAIT)[number % 2], now_s=3.0 + number)
     assert len(log.spans(0.0, 100.0)) == 4
+    assert log.forgot_since(0.0)
+    assert not log.forgot_since(50.0)
+    reasons = record(seen(steady(4.0), 0.0, 20.0), phases=log).reasons
+    assert any("first marks were dropped" in reason for reason in reasons)
     with pytest.raises(EnergyError, match="lunch"):
         log.enter("lunch")
 

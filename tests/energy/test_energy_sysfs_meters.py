@@ -206,8 +206,11 @@ def test_an_ina226_gives_power_in_its_own_steps(tmp_path: Path) -> None:
         shunt_resistor=10000,
         update_interval=2,
     )
+    device = plant(tmp_path / "bus/1-0040")
+    (folder / "device").symlink_to(device)
     meter = HwmonMeter(folder=folder)
     meter.open()
+    assert meter.info.label == "ina226 1-0040"
     assert meter.info.kind is Kind.INSTANT
     assert meter.info.quantum == pytest.approx(0.00625)
     assert read_w(meter) == pytest.approx(4.8125)
@@ -215,7 +218,9 @@ def test_an_ina226_gives_power_in_its_own_steps(tmp_path: Path) -> None:
 
 
 def test_a_power_z_multiplies_and_survives_a_late_answer(tmp_path: Path) -> None:
-    folder = plant(tmp_path / "hwmon0", name="powerz", in0_input=5021, curr1_input=-958)
+    folder = plant(
+        tmp_path / "hwmon0", name="powerz", in0_input=5021, in1_input=1650, curr1_input=-958
+    )
     meter = HwmonMeter(folder=folder)
     assert available(meter).ok
     meter.open()

@@ -57,7 +57,7 @@ class HwmonMeter:
         powerz = chip == "powerz"
         self._info = MeterInfo(
             driver="hwmon",
-            label=chip,
+            label=_label(folder, chip),
             kind=Kind.INSTANT,
             scope=Scope.USB_C if powerz else Scope.DC_INPUT,
             rate_hz=_RATE_HZ,
@@ -80,7 +80,8 @@ class HwmonMeter:
         elif (folder / "power1_input").exists():
             self._take(self._power, Kind.INSTANT, self._power_step_w(), "power1_input")
         else:
-            voltage = "in1_input" if (folder / "in1_input").exists() else "in0_input"
+            # A chip's in0 is its shunt; a POWER-Z's in0 is VBUS and in1 a CC line.
+            voltage = "in0_input" if read_text(folder / "name") == "powerz" else "in1_input"
             self._take(self._product, Kind.INSTANT, 0.0, voltage, "curr1_input")
             step_w = self._files[0].read() * 1e-3 * 1e-3  # 1 mA at the voltage now
             self._info = replace(self._info, quantum=step_w)
@@ -136,6 +137,12 @@ class HwmonMeter:
         for file in self._files:
             file.close()
         self._files = []
+
+
+def _label(folder: Path, chip: str) -> str:
+    """Return a name that stays the same from boot to boot, such as "ina226 1-0040"."""
+    device = folder / "device"
+    return f"{chip} {device.resolve().name}" if device.exists() else chip
 
 
 def monitors(root: Path = Path("/")) -> Iterator[Path]:
