@@ -277,13 +277,13 @@ class PacedTransport:
         """Hand over a message without waiting; False if it was refused or its queue is full."""
         urgent = len(payload) <= self._urgent_bytes
         with self._changed:
-            if self._queue is None or self._closing:
-                return self._via(urgent).publish(topic, payload, qos=qos, retain=retain)
-            if qos == 0 and not self._via(urgent).connected:
-                return False  # as the inner transport: a draft is never kept for later
+            via = self._via(urgent)
+            # Without a connection the inner transport refuses QoS 0: no draft is kept for later.
+            if self._queue is None or self._closing or (qos == 0 and not via.connected):
+                return via.publish(topic, payload, qos=qos, retain=retain)
             message = Outgoing(topic=topic, payload=payload, qos=qos, retain=retain, urgent=urgent)
             if not self._queue.offer(message):
-                self._via(urgent).traffic.dropped_outbound += 1
+                via.traffic.dropped_outbound += 1
                 return False
             if self._send_due() is not None:
                 self._changed.notify_all()

@@ -148,6 +148,7 @@ class PubackProbe:
             sent_s, (first_s, second_s) = connection.time_train(
                 self._topic, [_SMALL_BYTES] * 2, timeout_s=_ACK_TIMEOUT_S
             )
+            self.sent_wire_bytes += 2 * _SMALL_BYTES + 3 * HEADER_BYTES
             gaps.append((second_s - first_s) / max(first_s - sent_s, 1e-6))
         if min(gaps) > _NAGLE_SHARE:
             raise TransportError(

@@ -152,6 +152,8 @@ class Wire:
         return self._socket
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
+        if not self.connected and qos == 0:
+            return False
         if self.error is not None:
             raise self.error
         with self.arrived:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "benchmarks" / "link_estimator.py"
+PROGRAM = [sys.executable, "-m", "benchmarks.link_estimator"]
 
 
 def why_not() -> str:
@@ -44,18 +44,13 @@ pytestmark = [
 ]
 
 
-def environment() -> dict[str, str]:
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 def run(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
+        [*PROGRAM, *arguments],
         capture_output=True,
         text=True,
         timeout=110,
-        env=environment(),
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -84,9 +79,7 @@ def test_a_grant_is_kept_and_urgent_messages_get_through(options: tuple[str, ...
 
 
 def test_nothing_is_left_behind_even_by_a_kill() -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "grant"], env=environment(), stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*PROGRAM, "grant"], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline_s = time.monotonic() + 30
     while not (brokers := children(process.pid)):
         assert time.monotonic() < deadline_s
