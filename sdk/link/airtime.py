@@ -7,8 +7,8 @@ from typing import Final
 
 __all__ = ["AirtimeBudget"]
 
-_CREDIT_S: Final = 0.03  # airtime saved up while idle
-_DEBT_S: Final = 0.1  # airtime a confirmation may overdraw
+_CREDIT_S: Final = 0.015  # airtime saved up while idle
+_DEBT_S: Final = 0.06  # airtime a confirmation may overdraw
 
 
 class AirtimeBudget:
@@ -18,7 +18,7 @@ class AirtimeBudget:
     by a longer pause. A surprising result may be confirmed at once, on credit.
     """
 
-    def __init__(self, *, share: float = 0.008, least_gap_s: float = 0.5, now_s: float) -> None:
+    def __init__(self, *, share: float = 0.0075, least_gap_s: float = 0.5, now_s: float) -> None:
         """Start with a small credit.
 
         Args:

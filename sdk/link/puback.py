@@ -61,7 +61,7 @@ class TrainTimer(Protocol):
 
 
 class PubackProbe:
-    """Sends a train now and then, within 0.8 % of the airtime, on a connection of its own."""
+    """Sends a train now and then, within 0.75 % of the airtime, on a connection of its own."""
 
     name = "puback"
     period_s = 0.05
@@ -71,7 +71,7 @@ class PubackProbe:
         *,
         broker: BrokerConfig,
         device_id: str,
-        share: float = 0.008,
+        share: float = 0.0075,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[], TrainTimer] | None = None,
     ) -> None:
