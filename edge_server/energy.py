@@ -1,7 +1,7 @@
 """What devices say their tokens cost: energy records, summed per device.
 
 Only records that the device itself trusts are summed; the others are counted. Knows nothing of
-meters; a record's schema is the device's (`multispin.energy-record`).
+meters; a record's schema is the device's (`multispin.energy-per-token`).
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def _gross_j(record: Mapping[str, Any]) -> float | None:
     if gross is None:
         return None
     value = gross.get("value") if isinstance(gross, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MalformedFrameError("energy record: energy.gross_j.value must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+        raise MalformedFrameError(
+            "energy record: energy.gross_j.value must be a number of at least 0"
+        )
     return float(value)

@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--energy-idle",
         type=float,
-        default=3.0,
+        default=10.0,
         metavar="S",
         help="idle seconds measured before and after, for net figures; 0: gross only",
     )
