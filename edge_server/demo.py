@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--devices", type=int, default=3, metavar="N")
     parser.add_argument("--tokens", type=int, default=96, metavar="N", help="for each device")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
         "--broker", default="auto", metavar="auto|mosquitto|amqtt|HOST:PORT", help="default: auto"
