@@ -1,7 +1,7 @@
 """Build a stand-in board from Debian's arm64 packages: kernel, initrd and a Pi-like card image.
 
 Nothing is emulated, mounted or configured while building: packages are only unpacked, so a minute
-is enough. The card is MBR, FAT at 4 MiB (/boot/firmware), ext4 behind it; root's password is "board".
+is enough. The card is MBR, FAT at 4 MiB (/boot/firmware) and ext4; root's password is "board".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The drafter and the target that the emulated board and its server use: the shipped pair.
 
-Where it is not built yet, a pair of untrained models takes its place: drafting is then rarely right,
-and the text must be the target's all the same.
+Where it is not built yet, untrained models take its place: drafting is then rarely right, and the
+text must be the target's all the same.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["make_pair"]
 
 def make_pair(folder: Path) -> tuple[Path, Path]:
     """Put `drafter` and `target` into `folder` and return both."""
-    from models.registry import pair_dir
+    from models.registry import PAIR
 
     roles = ("drafter", "target")
     for role in roles:
-        shipped = pair_dir(role)
+        shipped = PAIR / role
         if (shipped / "model.onnx").is_file():
             shutil.copytree(shipped, folder / role)
         else:

@@ -99,6 +99,7 @@ def test_no_bytes_break_the_reader_of_tables(content: bytes) -> None:
         read_partitions(io.BytesIO(signed), len(signed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "table"),
     [(kind, "gpt" if number % 2 else "dos") for number, kind in enumerate(FORMATS)],

@@ -178,6 +178,7 @@ def test_a_board_is_installed_and_a_second_run_does_nothing(server: Server, ssh_
     assert flash(server, ssh_seed) is False
 
 
+@pytest.mark.slow
 def test_an_upload_goes_on_where_it_stopped(server: Server, ssh_seed: Path) -> None:
     there = server.folder / "home" / ".multispin-seed"
     there.mkdir()
@@ -187,6 +188,7 @@ def test_an_upload_goes_on_where_it_stopped(server: Server, ssh_seed: Path) -> N
     assert server.slots.load().running.version == "1.0.0"
 
 
+@pytest.mark.slow
 def test_a_rest_of_another_bundle_is_thrown_away(server: Server, ssh_seed: Path) -> None:
     there = server.folder / "home" / ".multispin-seed"
     there.mkdir()
@@ -227,6 +229,7 @@ def test_another_python_is_refused_before_the_upload(server: Server, ssh_seed: P
     assert not list((server.folder / "home").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("password", ["opensesame", "wrong"])
 def test_sudo_is_asked_for_where_it_is_needed(
     tmp_path: Path, ssh_seed: Path, password: str
@@ -250,6 +253,7 @@ def test_sudo_is_asked_for_where_it_is_needed(
         assert (tmp_path / "sudo-ran").exists() == (password == "opensesame")
 
 
+@pytest.mark.slow
 def test_the_command_line(
     server: Server,
     ssh_bundle: Path,
