@@ -18,6 +18,9 @@ from edge_server.scheduler.deadline import band, deadline, message_bits
 
 __all__ = ["Dual", "dual_bound"]
 
+GOOD_SURPLUS = 3e-3  # of the value; above it the prices are adjusted to the price of band
+BLENDS = (0.0, 0.0, 0.3, 0.6, 1.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dual:
@@ -61,19 +64,22 @@ def dual_bound(cell: Cell, value: Floats, incumbent: Ints, cap: int) -> Dual:
     total = float(value[np.arange(cell.count), incumbent].sum())
     tau = total / float(deadline(cell, incumbent) + cell.verify_s(incumbent))
     prices = Prices.at(cell, value, lengths, tau)
-    factors = np.geomspace(1e-2, 1e2, 17)
-    for _ in range(3):  # the surplus is convex in the price of band
-        surplus, terms = prices.evaluate(cell, value, tau, cap, factors)
-        at = int(np.argmin(surplus))
-        edges = factors[max(at - 1, 0)], factors[min(at + 1, len(factors) - 1)]
-        factors = np.geomspace(*edges, 7)
+    surplus, terms, factor = prices.cheapest(cell, value, tau, cap)
+    for part in BLENDS:
+        if surplus <= GOOD_SURPLUS * total:
+            break
+        adjusted = Prices.at(cell, value, lengths, tau, price=prices.band * factor)
+        prices = adjusted.blended(cell, lengths, part)
+        other, other_terms, factor = prices.cheapest(cell, value, tau, cap)
+        if other < surplus:
+            surplus, terms = other, other_terms
     least_s = float(cell.verify_s(np.full(cell.count, cell.min_length)))  # of any round
     return Dual(
-        surplus=float(surplus[at]),
-        loss=terms[at].max(axis=1, keepdims=True) - terms[at],
+        surplus=surplus,
+        loss=terms.max(axis=1, keepdims=True) - terms,
         shortest=cell.min_length,
         scale=total,
-        bound=tau + max(0.0, float(surplus[at])) / least_s,
+        bound=tau + max(0.0, surplus) / least_s,
     )
 
 
@@ -122,7 +128,9 @@ class Prices:
     share: Floats  # [K], sums to 1
 
     @classmethod
-    def at(cls, cell: Cell, value: Floats, lengths: Ints, tau: float) -> Prices:
+    def at(
+        cls, cell: Cell, value: Floats, lengths: Ints, tau: float, *, price: float | None = None
+    ) -> Prices:
         """Return the prices that would hold if these lengths were optimal (KKT).
 
         A later deadline is worth to a device what it adds to its length times the value of a token;
@@ -136,11 +144,41 @@ class Prices:
         y = np.where(lengths > 0, token_value(cell, value, lengths, tau) / stretch, 0.0)
         y *= tau / max(float(y.sum()), 1e-300)
         room = phi - cell.delay_s - lengths * cell.draft_s
-        price = float((y * np.maximum(room, 0.0)).sum()) / cell.bandwidth_hz
-        if not drafting.all():
-            start = starting_price(cell, value, price, tau)
-            y = np.where(drafting, y, np.minimum(start, 0.5 * tau / cell.count))
+        if price is None:
+            price = float((y * np.maximum(room, 0.0)).sum()) / cell.bandwidth_hz
+        start = starting_price(cell, value, price, tau)
+        if cell.min_length == 0:  # dearer than that, and a device would rather not draft at all
+            y = np.where(drafting, np.minimum(y, start), np.minimum(start, 0.5 * tau / cell.count))
+            free = drafting & (y < start)
+            missing = tau - float(y.sum())
+            if missing > 0.0 and free.any():
+                y = np.where(free, y * (1.0 + missing / float(y[free].sum())), y)
         return cls(price, y / y.sum())
+
+    def blended(self, cell: Cell, lengths: Ints, part: float) -> Prices:
+        """Return prices moved in part to what the deadline is worth at the incumbent's bands."""
+        _, slope = band(cell, lengths, deadline(cell, lengths))
+        fall = float(slope.sum())
+        if part == 0.0 or fall <= 0.0:
+            return self
+        return Prices(self.band, (1.0 - part) * self.share + part * slope / fall)
+
+    def cheapest(
+        self, cell: Cell, value: Floats, tau: float, cap: int
+    ) -> tuple[float, Floats, float]:
+        """Return the least surplus over prices of band, its terms, and the factor on the price.
+
+        The surplus is convex in the price.
+        """
+        factors = np.geomspace(1e-2, 1e2, 17)
+        for _ in range(3):
+            tried = factors
+            surplus, terms = self.evaluate(cell, value, tau, cap, tried)
+            at = int(np.argmin(surplus))
+            edges = factors[max(at - 1, 0)], factors[min(at + 1, len(factors) - 1)]
+            factors = np.geomspace(*edges, 7)
+            factor = float(tried[at])
+        return float(surplus[at]), terms[at], factor
 
     def evaluate(
         self, cell: Cell, value: Floats, tau: float, cap: int, factors: Floats

@@ -25,6 +25,7 @@ from edge_server.scheduler.estimators import (
 )
 from edge_server.scheduler.heterogeneous import heterogeneous
 from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyReport
+from edge_server.scheduler.modes import RatioMode, best_mode, rescaled, with_modes
 from edge_server.scheduler.ping_pong import ping_pong
 
 __all__ = ["DraftControl", "RatioMode"]
@@ -40,27 +41,6 @@ DEFAULT_RATE_BPS = 8e6
 REPORT_DEVIATION = 0.1
 OBJECTIVES = ("capacity", "energy", "fair", "goodput")
 POLICIES = ("auto", "continuous", "ping_pong", "synchronous")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatioMode:
-    """One way to send distributions along: what it costs and what it gains.
-
-    Attributes:
-        support: tokens kept of every uploaded distribution, m.
-        bits_per_token: bits of one drafted token on the wire, id and distribution.
-        acceptance_gain: by which the chance of a rejection shrinks against coupled mode, in (0, 1].
-    """
-
-    support: int
-    bits_per_token: float
-    acceptance_gain: float
-
-    def __post_init__(self) -> None:
-        if self.support < 1 or not self.bits_per_token > 0.0:
-            raise ValueError(f"support and bits_per_token must be above 0: {self}")
-        if not 0.0 < self.acceptance_gain <= 1.0:
-            raise ValueError(f"acceptance_gain must be in (0, 1], got {self.acceptance_gain}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -280,9 +260,9 @@ class DraftControl:
         self._solved_s, self._basis = now_s, basis
         cell = self.cell()
         plan = self._solve(cell)
-        chosen = [self._best_mode(cell, plan, k) for k in range(cell.count)]
+        chosen = self._modes(cell, plan)
         if any(chosen):
-            with_ratio = self._with_modes(cell, chosen)
+            with_ratio = with_modes(cell, chosen, length=max(1, self._start))
             other = self._solve(with_ratio)
             if other.weighted_goodput > plan.weighted_goodput:
                 cell, plan = with_ratio, other
@@ -400,48 +380,12 @@ class DraftControl:
                 return rescaled(curve, 1.0 / ratio.acceptance_gain)
         return curve
 
-    def _best_mode(self, cell: Cell, plan: Plan, k: int) -> RatioMode | None:
-        """Return the ratio mode that device k would be faster with in this plan, None for none.
-
-        Judged on its own link and share, the rest of its round staying as it is.
-        """
-        state = list(self._sessions.values())[k]
-        if state.mode is not Mode.RATIO or plan.lengths[k] == 0:  # only where the device allows it
-            return None
-        speed = float(plan.bandwidth_hz[k] * cell.efficiency[k])
-        cycle_s = float(cell.tokens()[k, plan.lengths[k]] / plan.rates[k])
-        sent_s = (cell.overhead_bits + plan.lengths[k] * cell.payload_bits) / speed
-        rest_s = max(0.0, cycle_s - float(plan.lengths[k] * cell.draft_s[k] + sent_s))
-        lengths = np.arange(1, self._max + 1)
-
-        def best_rate(curve: Floats, bits: float) -> float:
-            tokens = 1.0 + np.cumsum(curve[: self._max])
-            upload_s = (cell.overhead_bits + lengths * bits) / speed
-            return float((tokens / (rest_s + lengths * cell.draft_s[k] + upload_s)).max())
-
-        found: RatioMode | None = None
-        best = best_rate(cell.survival[k], cell.payload_bits)
-        for ratio in self._ratio_modes:
-            rate = best_rate(
-                rescaled(cell.survival[k], ratio.acceptance_gain), ratio.bits_per_token
-            )
-            if rate > best:
-                found, best = ratio, rate
-        return found
-
-    def _with_modes(self, cell: Cell, chosen: list[RatioMode | None]) -> Cell:
-        """Return the cell with the chosen modes' survival, and their bits as a slower link.
-
-        Exact for drafts of the start length; others differ by the message's overhead only.
-        """
-        survival, efficiency = cell.survival.copy(), cell.efficiency.copy()
-        usual = cell.overhead_bits + max(1, self._start) * cell.payload_bits
-        for k, ratio in enumerate(chosen):
-            if ratio is not None:
-                survival[k] = rescaled(survival[k], ratio.acceptance_gain)
-                more = cell.overhead_bits + max(1, self._start) * ratio.bits_per_token
-                efficiency[k] *= usual / more
-        return replace(cell, survival=survival, efficiency=efficiency)
+    def _modes(self, cell: Cell, plan: Plan) -> list[RatioMode | None]:
+        """Return every session's best ratio mode, None where none helps or none is allowed."""
+        return [
+            best_mode(cell, plan, k, self._ratio_modes) if state.mode is Mode.RATIO else None
+            for k, state in enumerate(self._sessions.values())
+        ]
 
     def _give(self, cell: Cell, plan: Plan, chosen: list[RatioMode | None]) -> None:
         for k, state in enumerate(self._sessions.values()):
@@ -455,10 +399,3 @@ class DraftControl:
                 mode=plain if ratio is None else Mode.RATIO,
                 support=0 if ratio is None else ratio.support,
             )
-
-
-def rescaled(curve: Floats, factor: float) -> Floats:
-    """Return a survival curve with every step's chance of rejection times `factor`."""
-    hazard = curve / np.concatenate(([1.0], curve[:-1]))
-    miss = np.minimum((1.0 - hazard) * factor, 1.0 - 1e-6)
-    return np.cumprod(1.0 - miss, dtype=np.float64)

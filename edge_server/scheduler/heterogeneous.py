@@ -25,7 +25,7 @@ from edge_server.scheduler.deadline import band, band_table, deadline, latency
 
 __all__ = ["Goal", "RoundGoal", "fairness_of", "goodput_of", "heterogeneous", "plan_of"]
 
-SWAP_DEVICES = 24  # up to here the polish also tries moving a token from one device to another
+SWAP_DEVICES = 16  # up to here the polish also tries moving a token from one device to another
 POLISH_DEVICES = 100
 ENUMERATE = 200_000  # device-lengths evaluated at most to prove an optimum
 PHI_FIRST, PHI_NEXT = 20, 8

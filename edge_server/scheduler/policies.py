@@ -121,7 +121,8 @@ class Synchronous:
 class PingPong:
     """Two groups, each with its own barrier: while one is verified, the other drafts.
 
-    A new session joins the smaller group unless `assign` said otherwise.
+    A new session joins the smaller group unless `groups`, asked before every pick, or `assign` says
+    otherwise.
     """
 
     def __init__(
@@ -129,11 +130,13 @@ class PingPong:
         *,
         deadline_s: float = DEFAULT_DEADLINE_S,
         row_budget: int = DEFAULT_ROW_BUDGET,
+        groups: Callable[[], Mapping[int, int]] | None = None,
     ) -> None:
         self._barriers = tuple(
             Synchronous(deadline_s=deadline_s, row_budget=row_budget) for _ in range(2)
         )
         self._group: dict[int, int] = {}
+        self._groups = groups
         self._first = 0  # whose turn it is when both are ready
 
     def assign(self, groups: Mapping[int, int]) -> None:
@@ -163,6 +166,8 @@ class PingPong:
         return self._barriers[0].wake_s(waiting, now_s=now_s)
 
     def _seat(self, waiting: Sequence[Waiting], active: Collection[int]) -> None:
+        if self._groups is not None:
+            self.assign(self._groups())
         present = sorted({*active, *(draft.session for draft in waiting)})
         self._group = {session: self._group.get(session, -1) for session in present}
         sizes = [list(self._group.values()).count(group) for group in (0, 1)]
@@ -200,6 +205,7 @@ def make_policy(
     row_budget: int = DEFAULT_ROW_BUDGET,
     deadline_s: float = DEFAULT_DEADLINE_S,
     choose: Callable[[], str] | None = None,
+    groups: Callable[[], Mapping[int, int]] | None = None,
 ) -> Policy:
     """Return the policy of that name.
 
@@ -208,6 +214,7 @@ def make_policy(
         row_budget: token rows in one pass at most; one draft alone may exceed it.
         deadline_s: how long a barrier may hold its oldest draft, in seconds.
         choose: for `auto`, returns the name of the policy to follow; without it, continuous.
+        groups: for ping-pong, returns the group (0 or 1) of sessions that have one.
 
     Raises:
         ValueError: for an unknown name, or a budget or deadline that is not above 0.
@@ -215,7 +222,7 @@ def make_policy(
     policies: dict[str, Policy] = {
         "continuous": Continuous(row_budget=row_budget),
         "synchronous": Synchronous(deadline_s=deadline_s, row_budget=row_budget),
-        "ping_pong": PingPong(deadline_s=deadline_s, row_budget=row_budget),
+        "ping_pong": PingPong(deadline_s=deadline_s, row_budget=row_budget, groups=groups),
     }
     if name == "auto":
         return Auto(choose=choose or (lambda: "continuous"), policies=policies)

@@ -9,9 +9,10 @@ import pytest
 
 from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost, geometric_survival
 from edge_server.scheduler.continuous import continuous, continuous_plan
-from edge_server.scheduler.control import DraftControl, RatioMode, rescaled
+from edge_server.scheduler.control import DraftControl, RatioMode
 from edge_server.scheduler.heterogeneous import heterogeneous
 from edge_server.scheduler.interface import Mode, RoundReport, VerifyReport
+from edge_server.scheduler.modes import rescaled
 from edge_server.scheduler.policies import make_policy
 from edge_server.simulation.event_loop import run_cell
 

@@ -141,3 +141,12 @@ def test_every_draft_is_picked_once_within_the_deadline(
         picked = policy.pick(waiting, active=active, now_s=now_s)
         waiting = [d for d in waiting if d.session not in picked]
     assert waiting == []
+
+
+def test_ping_pong_asks_for_groups_before_every_pick() -> None:
+    groups = {1: 0, 2: 1}
+    policy = make_policy("ping_pong", deadline_s=9.0, groups=lambda: groups)
+    assert policy.pick([draft(1)], active={1, 2}, now_s=0.0) == [1]
+    groups[1] = 1
+    assert policy.pick([draft(1)], active={1, 2}, now_s=1.0) == []
+    assert policy.pick([draft(1), draft(2)], active={1, 2}, now_s=1.0) == [1, 2]
