@@ -1,0 +1,173 @@
+"""Attention of many sequences' rows over keys and values that stay where they are.
+
+All rows of a pass are laid behind each other, so that every matrix product sees exactly the rows
+there are. Only attention tells sequences apart: it writes the new keys and values to their places
+in the pool, then lets each sequence's rows look at its own segment. Query heads that share a key
+head are folded into its rows, so that no key is repeated.
+
+On the CPU each sequence attends to a view of the pool, without a copy. On a GPU one call a layer
+matters more: the segments are gathered and padded to the longest. Knows nothing of sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edge_server.verifier.torch_segments import Span
+
+__all__ = ["KvPool", "Rows", "attend"]
+
+
+class KvPool:
+    """Keys and values of every layer: [layers, places, kv_heads, head_dim], never moved."""
+
+    def __init__(
+        self, *, layers: int, places: int, kv_heads: int, head_dim: int, like: Tensor
+    ) -> None:
+        """Allocate, in the type and on the device of `like`."""
+        shape = (layers, places, kv_heads, head_dim)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
+
+
+@dataclass(slots=True)
+class Rows:
+    """Where the rows of one pass belong: what `attend` needs, and what is equal in all layers."""
+
+    pool: KvPool
+    spans: Sequence[Span]
+    gather: bool
+    positions: Tensor = field(init=False)  # [rows]
+    places: Tensor = field(init=False)  # [rows], in the pool
+    _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        device = self.pool.keys.device
+        positions = [range(span.past, span.length) for span in self.spans]
+        places = [range(span.place + span.past, span.place + span.length) for span in self.spans]
+        flat = torch.tensor([[i for r in part for i in r] for part in (positions, places)])
+        self.positions, self.places = flat.to(device)
+
+    def mask(self, index: int, window: int | None) -> Tensor | None:
+        """Return what rows of span `index` may see, bool [rows, length]; None for everything."""
+        key = (index, window)
+        if key not in self._masks:
+            span = self.spans[index]
+            whole = span.rows == 1 and (window is None or span.length <= window)
+            self._masks[key] = None if whole else self._band(span, window)
+        return self._masks[key]
+
+    def padded_mask(self, window: int | None) -> Tensor:
+        """Return the masks of all spans: bool [spans, most rows, greatest length]."""
+        key = (-1, window)
+        if key not in self._masks:
+            shape = (len(self.spans), self.most_rows, max(span.length for span in self.spans))
+            mask = torch.zeros(shape, dtype=torch.bool)
+            mask[:, :, 0] = True  # a padding row must see something: softmax of nothing is NaN
+            for index, span in enumerate(self.spans):
+                mask[index, : span.rows, : span.length] = self._band(span, window).cpu()
+            self._masks[key] = mask.to(self.places.device)
+        found = self._masks[key]
+        assert found is not None
+        return found
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the longest span."""
+        return max(span.rows for span in self.spans)
+
+    def gathered_places(self) -> Tensor:
+        """Return the pool places of every span, [spans, greatest length], the last one repeated."""
+        steps = torch.arange(max(span.length for span in self.spans))
+        last = torch.tensor([span.length - 1 for span in self.spans])[:, None]
+        starts = torch.tensor([span.place for span in self.spans])[:, None]
+        return (starts + torch.minimum(steps, last)).to(self.places.device)
+
+    def padded_rows(self) -> tuple[Tensor, Tensor]:
+        """Return, for each row of the pass, its span and its row in it: two of [rows]."""
+        pairs = [(index, row) for index, span in enumerate(self.spans) for row in range(span.rows)]
+        span_of, row_of = torch.tensor(pairs).T.to(self.places.device)
+        return span_of, row_of
+
+    def _band(self, span: Span, window: int | None) -> Tensor:
+        mask = torch.ones(span.rows, span.length, dtype=torch.bool, device=self.places.device)
+        mask = mask.tril(span.past)
+        return mask if window is None else mask.triu(span.past - window + 1)
+
+
+def attend(
+    rows: Rows,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """Store one layer's new keys and values and return what its rows attend to.
+
+    Args:
+        rows: the pass.
+        layer: index into the pool.
+        query: [rows, heads, head_dim].
+        key: [rows, kv_heads, head_dim]; `value` likewise.
+        scale: of the scores; None for head_dim ** -0.5.
+        window: how many tokens back a row may look, itself included; None for all.
+
+    Returns:
+        [rows, heads, head_dim].
+    """
+    rows.pool.keys[layer, rows.places] = key
+    rows.pool.values[layer, rows.places] = value
+    attended = _attend_gathered if rows.gather else _attend_views
+    return attended(rows, layer, query, scale=scale, window=window)
+
+
+def _attend_views(
+    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
+) -> Tensor:
+    keys, values = rows.pool.keys[layer], rows.pool.values[layer]
+    parts, first = [], 0
+    for index, span in enumerate(rows.spans):
+        segment = slice(span.place, span.place + span.length)
+        own = query[first : first + span.rows][None]
+        mask = rows.mask(index, window)
+        parts.append(_grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
+        first += span.rows
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _attend_gathered(
+    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
+) -> Tensor:
+    places, (span_of, row_of) = rows.gathered_places(), rows.padded_rows()
+    padded = query.new_zeros(len(rows.spans), rows.most_rows, *query.shape[1:])
+    padded[span_of, row_of] = query
+    keys, values = rows.pool.keys[layer][places], rows.pool.values[layer][places]
+    output = _grouped(padded, keys, values, rows.padded_mask(window)[:, None], scale)
+    return output[span_of, row_of]
+
+
+def _grouped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Return attention of [batch, rows, heads, d] over [batch, length, kv_heads, d].
+
+    Heads [kv_heads, group] × rows become the rows of kv_heads heads; the mask repeats per group.
+    """
+    batch, count, heads, width = query.shape
+    kv_heads = key.shape[2]
+    group = heads // kv_heads
+    folded = query.transpose(1, 2).reshape(batch, kv_heads, group * count, width)
+    if mask is not None and group > 1:
+        mask = mask.repeat(*[1] * (mask.dim() - 2), group, 1)
+    output = F.scaled_dot_product_attention(
+        folded, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, scale=scale
+    )
+    return output.reshape(batch, heads, count, width).transpose(1, 2)

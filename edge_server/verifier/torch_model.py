@@ -1,0 +1,203 @@
+"""A Hugging Face decoder whose attention reads and writes one pool of keys and values.
+
+The model's own code runs unchanged; its attention goes through transformers' AttentionInterface to
+`attend`. Knows nothing of sessions, drafts or acceptance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from edge_server.verifier.torch_attention import KvPool, Rows, attend
+from edge_server.verifier.torch_segments import Span
+from sdk.errors import ConfigError, ModelLoadError
+from sdk.model.manifest import file_record, tokenizer_hash
+
+__all__ = ["DEVICES", "DTYPES", "TorchModel"]
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_ATTENTION_NAME = "multispin_pool"
+_MEBI = 1 << 20
+_POOL_SHARE = 0.8  # of the GPU memory that the weights leave; the rest is for a pass's own tensors
+
+
+def _pool_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, rows, head_dim], as transformers hands it over
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    *,
+    multispin_rows: Rows,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    new = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    output = attend(multispin_rows, layer, *new, scale=scaling, window=sliding_window)
+    return output[None], None
+
+
+AttentionInterface.register(_ATTENTION_NAME, _pool_attention)
+
+
+class TorchModel:
+    """Weights, and a pool of places for keys and values."""
+
+    def __init__(self, *, model: Any, folder: Path, places: int, gather: bool) -> None:
+        """Take a model whose attention is ours; `places` are tokens that the pool holds.
+
+        `gather` lets one call a layer attend for all sequences, at the price of copying their keys.
+        """
+        self._model = model
+        self._gather = gather
+        self.places = places
+        self.vocabulary_size = int(model.config.vocab_size)
+        self.context_length = int(model.config.max_position_embeddings)
+        self.tokenizer_hash = tokenizer_hash(folder)
+        self.weights_hash = weights_hash(folder)
+        layers, kv_heads, head_dim = kv_shape(model.config)
+        like = next(model.parameters())
+        self.pool = KvPool(
+            layers=layers, places=places, kv_heads=kv_heads, head_dim=head_dim, like=like
+        )
+        self.bytes_per_token = 2 * layers * kv_heads * head_dim * like.element_size()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        kv_memory_mib: int,
+        gather: bool | None = None,
+    ) -> TorchModel:
+        """Load safetensors and plan the pool.
+
+        Raises:
+            ConfigError: if device, type or memory cannot be had.
+            ModelLoadError: if the folder holds no decoder that can be run.
+        """
+        device, number_type = choose(device, dtype)
+        model = load_decoder(folder, number_type).to(device)
+        layers, kv_heads, head_dim = kv_shape(model.config)
+        per_token = 2 * layers * kv_heads * head_dim * number_type.itemsize
+        places = min(kv_memory_mib * _MEBI, free_bytes(device)) // per_token
+        if places < 1:
+            raise ConfigError(
+                f"verifier: {kv_memory_mib} MiB hold no token's keys and values "
+                f"({per_token} bytes each); raise --kv-memory or choose a smaller model"
+            )
+        return cls(
+            model=model,
+            folder=folder,
+            places=places,
+            gather=device != "cpu" if gather is None else gather,
+        )
+
+    @torch.inference_mode()
+    def run(
+        self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Feed all spans' new tokens in one pass and return logits of some rows.
+
+        Args:
+            spans: where the tokens belong, in order.
+            token_ids: all spans' tokens, one behind the other.
+            score: rows of the pass to score, ascending; may be empty.
+
+        Returns:
+            [len(score), vocab], on the host, from one copy.
+        """
+        rows = Rows(self.pool, spans, self._gather)
+        device = rows.places.device
+        inputs = {
+            "input_ids": torch.tensor([list(token_ids)], device=device),
+            "position_ids": rows.positions[None],
+            "use_cache": False,
+            "multispin_rows": rows,
+        }
+        if not score:
+            self._model.base_model(**inputs)
+            return np.empty((0, self.vocabulary_size), np.float32)
+        kept = torch.tensor(list(score), device=device)
+        logits = self._model(**inputs, logits_to_keep=kept).logits[0]
+        found: NDArray[np.float32] = logits.float().cpu().numpy()
+        return found
+
+
+def choose(device: str, dtype: str) -> tuple[str, torch.dtype]:
+    """Resolve "auto": CUDA where there is a GPU, with bf16; else the CPU, with fp32."""
+    if device not in DEVICES:
+        raise ConfigError(f"verifier: device {device!r} is not one of {', '.join(DEVICES)}")
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"verifier: type {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("verifier: torch finds no CUDA device; choose --device cpu")
+    device = device if device != "auto" else "cuda" if there else "cpu"
+    dtype = dtype if dtype != "auto" else "fp32" if device == "cpu" else "bf16"
+    return device, DTYPES[dtype]
+
+
+def load_decoder(folder: Path, number_type: torch.dtype) -> Any:
+    """Return a decoder with our attention; raise ModelLoadError when it cannot be run."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=number_type,
+            attn_implementation=_ATTENTION_NAME,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except Exception as error:  # missing, cut or foreign weights: every library has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelLoadError(
+            f"loading model: {folder} cannot be run by transformers ({reason}); "
+            "name a folder with config.json, tokenizer.json and *.safetensors"
+        ) from error
+    scores_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if not scores_rows or getattr(model.config, "attn_logit_softcapping", None):
+        raise ModelLoadError(
+            f"loading model: {type(model).__name__} is not supported by the torch verifier; "
+            "choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def kv_shape(config: Any) -> tuple[int, int, int]:
+    """Return layers, key heads and head size."""
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(config.num_hidden_layers), kv_heads, head_dim
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that the pool may take at most beside the weights."""
+    if device == "cpu":
+        return 1 << 62  # the operator's --kv-memory decides alone
+    free, _ = torch.cuda.mem_get_info()
+    return int(_POOL_SHARE * free)
+
+
+def weights_hash(folder: Path) -> str:
+    """Return SHA-256 over names and contents of all safetensors files, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {file_record(path).sha256}\n".encode())
+    return digest.hexdigest()
