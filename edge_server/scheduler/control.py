@@ -38,6 +38,7 @@ SWITCH_GAIN = 0.03  # what another policy must promise beyond the present one
 DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
 DEFAULT_DRAFT_S = 0.02
 DEFAULT_RATE_BPS = 8e6
+LEAST_RATE_BPS, MOST_RATE_BPS = 100.0, 1e12
 REPORT_DEVIATION = 0.1
 OBJECTIVES = ("capacity", "energy", "fair", "goodput")
 POLICIES = ("auto", "continuous", "ping_pong", "synchronous")
@@ -136,7 +137,7 @@ class DraftControl:
         self._verify = VerifyEstimator()
         self._basis: _Basis | None = None
         self._plan: Plan | None = None
-        self._solved_s = -math.inf
+        self._looked_s = -math.inf
         self._chosen = "continuous" if policy == "auto" else policy
 
     @property
@@ -184,12 +185,13 @@ class DraftControl:
             return
         state.probe_drafts = max(0, state.probe_drafts - 1)
         state.survival.add(drafted=report.drafted, accepted=report.accepted)
-        if report.draft_s > 0.0:
-            state.draft_s.add(report.draft_s / report.drafted)
-        if report.turnaround_s is not None and report.draft_s > 0.0:
-            rate = self._rate_bps(report.device) * state.given.share
-            sent_s = 8.0 * report.uplink_bytes / rate
-            state.round_trip.add(report.turnaround_s - report.draft_s - sent_s)
+        if report.turnaround_s is None or not report.draft_s > 0.0:
+            return
+        # What a device says of itself is believed as far as the server's own clock bears it out.
+        draft_s = min(report.draft_s, report.turnaround_s)
+        state.draft_s.add(draft_s / report.drafted)
+        sent_s = 8.0 * report.uplink_bytes / (self._rate_bps(report.device) * state.given.share)
+        state.round_trip.add(report.turnaround_s - draft_s - sent_s)
 
     def observe_verify(self, report: VerifyReport) -> None:
         """Take in one verification pass."""
@@ -201,9 +203,11 @@ class DraftControl:
         )
 
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
-        """Take in a link report: `uplink_bps`, the rate at full share; anything else is ignored."""
+        """Take in a link report: `uplink_bps`, the rate at full share; else ignored."""
         rate = report.get("uplink_bps")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+            return
+        if not LEAST_RATE_BPS <= rate <= MOST_RATE_BPS:
             return
         if not any(name == device for name, _ in self._sessions):
             return  # what no session needs would only grow
@@ -252,12 +256,13 @@ class DraftControl:
         """Solve again where the inputs have drifted, and give out new grants."""
         fit = self._verify.fit()
         least_s = max(self._least_s, len(self._sessions) / DEVICES_PER_S)
-        if fit is None or now_s - self._solved_s < least_s:
+        if fit is None or now_s - self._looked_s < least_s:
             return
+        self._looked_s = now_s
         basis = self._measure()
         if self._basis is not None and self._near(basis, self._basis):
             return
-        self._solved_s, self._basis = now_s, basis
+        self._basis = basis
         cell = self.cell()
         plan = self._solve(cell)
         chosen = self._modes(cell, plan)

@@ -106,6 +106,8 @@ def heterogeneous(cell: Cell, *, fair: bool = False) -> Plan:
     """
     goal = fairness_of(cell) if fair else goodput_of(cell)
     best = common_lengths(cell, goal)
+    if cell.min_length == cell.max_length:  # there is no other plan
+        return plan_of(cell, "heterogeneous", best, float(goodput_of(cell).score(cell, best)))
     caps = [cell.max_length]
     if cell.verify.per_padded_row_s > 0.0:
         # With padding a pass costs what its longest draft costs: solve for every longest draft.

@@ -183,7 +183,7 @@ def best_response(parts: list[Cell], lengths: list[Ints], group: int) -> Ints:
     best = better(part, goal, lengths[group], common_lengths(part, goal)[None])
     padded = part.verify.per_padded_row_s > 0.0
     for cap in range(part.max_length, part.min_length, -1) if padded else (part.max_length,):
-        if cap > 0:
+        if cap > part.min_length:
             best = better(part, goal, best, scan(part, goal, best, cap))
     return polish(part, goal, best)
 

@@ -232,7 +232,7 @@ def test_nonsense_is_refused_or_ignored() -> None:
     control = DraftControl()
     control.observe_link("ghost", {"uplink_bps": 1e6}, now_s=0.0)
     control.opened("d", 1, mode=Mode.COUPLED, now_s=0.0)
-    for value in ("fast", True, None, float("nan"), -1.0):
+    for value in ("fast", True, None, float("nan"), float("inf"), -1.0, 1e-300, 1e300):
         control.observe_link("d", {"uplink_bps": value}, now_s=0.0)
     assert control.grant("d", 1, now_s=1.0).length == 4
     assert control.grant("ghost", 9, now_s=1.0).length == 4
@@ -240,6 +240,37 @@ def test_nonsense_is_refused_or_ignored() -> None:
     control.closed("d", 1, now_s=2.0)
     with pytest.raises(ValueError, match="nothing was measured"):
         control.cell()
+
+
+def test_one_device_that_lies_spoils_no_plan() -> None:
+    control = DraftControl(policy="auto")
+    for device in ("honest", "liar"):
+        control.opened(device, 1, mode=Mode.GREEDY, now_s=0.0)
+    for number in range(30):
+        now_s = float(number)
+        control.observe_verify(
+            VerifyReport(requests=2, rows=10, context_tokens=50, duration_s=0.1, now_s=now_s)
+        )
+        for device, draft_s in (("honest", 0.04), ("liar", 1e300)):
+            control.observe_link(device, {"uplink_bps": 1e300}, now_s=now_s)
+            control.observe(
+                RoundReport(
+                    device=device,
+                    session=1,
+                    drafted=4,
+                    accepted=4,
+                    draft_s=draft_s,
+                    uplink_bytes=60,
+                    turnaround_s=0.06,
+                    now_s=now_s,
+                )
+            )
+            grant = control.grant(device, 1, now_s=now_s)
+            assert 0 <= grant.length <= 8
+            assert 0.0 < grant.share <= 1.0
+    assert control.plan is not None
+    assert np.isfinite(control.plan.rates).all()
+    assert control.grant("honest", 1, now_s=31.0).length > 0
 
 
 def test_rescaled_survival() -> None:

@@ -173,6 +173,16 @@ def test_a_short_survival_curve_ends_there() -> None:
     assert list(cell.survival[0, :4]) == [0.9, 0.5, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("policy", [name for name in SCHEMES if name != "algorithm-1"])
+@pytest.mark.parametrize(("shortest", "longest"), [(0, 0), (2, 2)])
+def test_one_length_alone_is_a_cell_too(
+    policy: str, shortest: int, longest: int, tmp_path: Path, capsys: Any
+) -> None:
+    data = cell_data(min_draft_length=shortest, max_draft_length=longest)
+    found = planned(tmp_path, capsys, data, "--policy", policy, "--length", str(longest))
+    assert set(found["draft_length"]) <= {0, longest}
+
+
 def test_files_that_are_none(tmp_path: Path, capsys: Any) -> None:
     assert main(["plan", "--cell", str(tmp_path / "none.json")]) == 2
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
