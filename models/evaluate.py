@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,17 +110,6 @@ def loss(model: LlamaForCausalLM, windows: Tensor) -> float:
         for part in torch.split(windows.to(model.device), 1)
     ]
     return sum(losses) / len(losses)
-
-
-@torch.no_grad()
-def ms_per_token(model: Any, tokens: int = 64) -> float:
-    """Return the median time of one cached decoding step in torch, batch 1, on one thread."""
-    ids, times, cache = torch.zeros(1, 1, dtype=torch.int64, device=model.device), [], None
-    for _ in range(tokens):
-        began = time.perf_counter()
-        cache = model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times))
 
 
 def evaluate(

@@ -99,7 +99,10 @@ def train_target(
         length: Batches(tokens=corpus.training, length=length, batch=batch // length, seed=seed)
         for length in (short, long)
     }
-    windows = held_out_windows(corpus.held_out, length=long, count=48)
+    held_out = {
+        length: held_out_windows(corpus.held_out, length=length, count=48 * long // length)
+        for length in (short, long)
+    }
     step_loss = compiled(cross_entropy, fast)
 
     def loss(step: int, decay: float) -> Tensor:
@@ -107,11 +110,11 @@ def train_target(
         with torch.autocast(device.type, torch.bfloat16):
             return step_loss(model, ids)
 
-    fit.run(
-        loss,
-        lambda: held_out_loss(model, windows, device),
-        lambda: save(model, corpus.tokenizer, work / "target"),
-    )
+    def check() -> float:
+        windows = held_out[long if fit.decay_progress() > 0 else short]  # as long as it has seen
+        return held_out_loss(model, windows, device)
+
+    fit.run(loss, check, lambda: save(model, corpus.tokenizer, work / "target"))
 
 
 def held_out_text(
@@ -150,16 +153,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=PAIR, help="folder of the finished pair")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4096, help="tokens a step")
-    parser.add_argument("--target-steps", type=int, default=6000)
+    parser.add_argument("--target-steps", type=int, default=3000)
     parser.add_argument(
-        "--target-minutes", type=float, default=40.0, help="training time, resumed runs included"
+        "--target-minutes", type=float, default=50.0, help="training time, resumed runs included"
     )
     parser.add_argument("--target-rate", type=float, default=4e-3, help="learning rate")
     parser.add_argument(
         "--samples", type=int, default=4096, help="texts of 384 tokens for the target to write"
     )
-    parser.add_argument("--drafter-steps", type=int, default=8000)
-    parser.add_argument("--drafter-minutes", type=float, default=40.0)
+    parser.add_argument("--drafter-steps", type=int, default=5000)
+    parser.add_argument("--drafter-minutes", type=float, default=35.0)
     parser.add_argument("--drafter-rate", type=float, default=6e-3)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument(

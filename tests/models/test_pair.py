@@ -54,7 +54,7 @@ def test_the_demo_prompts_are_held_out_and_short() -> None:
 
 
 def test_the_drafter_follows_the_target_on_a_demo_prompt() -> None:
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer
 
@@ -62,12 +62,11 @@ def test_the_drafter_follows_the_target_on_a_demo_prompt() -> None:
     from models.pair import load
 
     tokenizer = Tokenizer.from_file(str(pair_dir("target") / "tokenizer.json"))
-    encoded = [tokenizer.encode(prompt["text"]).ids for prompt in prompts()[:4]]
+    encoded = [tokenizer.encode(prompt["text"]).ids for prompt in prompts()[:2]]
     target, drafter = load(pair_dir("target")), load(pair_dir("drafter"))
     ids = follow(target, encoded, temperature=0.0, length=160, seed=1)
     report = compare(target, drafter, ids, [len(e) for e in encoded], 0.0)
     assert report["greedy_agreement"] > 0.4
-    assert torch.isfinite(torch.tensor(report["greedy_agreement"]))
 
 
 def _safetensors_header(path: Path) -> dict[str, dict[str, str]]:
