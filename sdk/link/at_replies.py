@@ -41,10 +41,8 @@ def parse_reply(text: str, command: str) -> list[CellSignal]:
         text: what came since the command was sent: echo, unsolicited lines, answer, final OK.
         command: as it was sent, to know its echo.
     """
-    lines = text.split("\n")
-    if lines.pop():  # what follows the last line's end: a line still on its way
-        return []
-    lines = [line.strip("\r") for line in lines]
+    *ended, _ = text.split("\n")  # what follows the last line's end is still on its way
+    lines = [line.strip("\r") for line in ended]
     lines = [line for line in lines if line and line != command]
     if not lines or lines[-1] != "OK":
         return []
