@@ -117,6 +117,7 @@ def test_lengths_and_shares_reach_the_solvers(policy: str) -> None:
     loop = Loop(policy)
     truth = SOLVERS[policy](loop.cell)
     goodput = loop.run(25.0)
+    np.testing.assert_allclose(loop.control.cell().delay_s, 0.02, atol=0.004)
     round_s = truth.round_s
     lengths, shares = loop.between(20.0 * round_s, 45.0 * round_s)
     check_lengths(policy, loop.cell, truth, lengths, shares)
