@@ -11,8 +11,9 @@ matters more: the segments are gathered and padded to the longest. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,67 +36,80 @@ class KvPool:
         self.values = like.new_empty(shape)
 
 
-@dataclass(slots=True)
+@dataclass
 class Rows:
     """Where the rows of one pass belong: what `attend` needs, and what is equal in all layers."""
 
     pool: KvPool
     spans: Sequence[Span]
     gather: bool
-    positions: Tensor = field(init=False)  # [rows]
-    places: Tensor = field(init=False)  # [rows], in the pool
+    group: int  # query heads per key head: masks repeat that often
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        device = self.pool.keys.device
-        positions = [range(span.past, span.length) for span in self.spans]
-        places = [range(span.place + span.past, span.place + span.length) for span in self.spans]
-        flat = torch.tensor([[i for r in part for i in r] for part in (positions, places)])
-        self.positions, self.places = flat.to(device)
+    @cached_property
+    def positions(self) -> Tensor:
+        """Every row's position in its sequence, [rows]."""
+        return self._flat(range(span.past, span.length) for span in self.spans)
 
-    def mask(self, index: int, window: int | None) -> Tensor | None:
-        """Return what rows of span `index` may see, bool [rows, length]; None for everything."""
-        key = (index, window)
-        if key not in self._masks:
-            span = self.spans[index]
-            whole = span.rows == 1 and (window is None or span.length <= window)
-            self._masks[key] = None if whole else self._band(span, window)
-        return self._masks[key]
+    @cached_property
+    def places(self) -> Tensor:
+        """Every row's place in the pool, [rows]."""
+        return self._flat(
+            range(span.place + span.past, span.place + span.length) for span in self.spans
+        )
 
-    def padded_mask(self, window: int | None) -> Tensor:
-        """Return the masks of all spans: bool [spans, most rows, greatest length]."""
-        key = (-1, window)
-        if key not in self._masks:
-            shape = (len(self.spans), self.most_rows, max(span.length for span in self.spans))
-            mask = torch.zeros(shape, dtype=torch.bool)
-            mask[:, :, 0] = True  # a padding row must see something: softmax of nothing is NaN
-            for index, span in enumerate(self.spans):
-                mask[index, : span.rows, : span.length] = self._band(span, window).cpu()
-            self._masks[key] = mask.to(self.places.device)
-        found = self._masks[key]
-        assert found is not None
-        return found
+    @cached_property
+    def span_of(self) -> Tensor:
+        """Every row's span, [rows]."""
+        return self._flat([index] * span.rows for index, span in enumerate(self.spans))
+
+    @cached_property
+    def row_of(self) -> Tensor:
+        """Every row's number within its span, [rows]."""
+        return self._flat(range(span.rows) for span in self.spans)
+
+    @cached_property
+    def padded_places(self) -> Tensor:
+        """Places of every span's tokens, the last repeated: [spans, greatest length]."""
+        longest = max(span.length for span in self.spans)
+        padded = [
+            [span.place + min(step, span.length - 1) for step in range(longest)]
+            for span in self.spans
+        ]
+        return torch.tensor(padded).to(self.pool.keys.device)
 
     @property
     def most_rows(self) -> int:
         """Rows of the longest span."""
         return max(span.rows for span in self.spans)
 
-    def gathered_places(self) -> Tensor:
-        """Return the pool places of every span, [spans, greatest length], the last one repeated."""
-        steps = torch.arange(max(span.length for span in self.spans))
-        last = torch.tensor([span.length - 1 for span in self.spans])[:, None]
-        starts = torch.tensor([span.place for span in self.spans])[:, None]
-        return (starts + torch.minimum(steps, last)).to(self.places.device)
+    def mask(self, index: int, window: int | None) -> Tensor | None:
+        """Return what rows of span `index` may see, bool [group × rows, length]; None for all."""
+        key = (index, window)
+        if key not in self._masks:
+            span = self.spans[index]
+            whole = span.rows == 1 and (window is None or span.length <= window)
+            self._masks[key] = None if whole else self._band(span, window).repeat(self.group, 1)
+        return self._masks[key]
 
-    def padded_rows(self) -> tuple[Tensor, Tensor]:
-        """Return, for each row of the pass, its span and its row in it: two of [rows]."""
-        pairs = [(index, row) for index, span in enumerate(self.spans) for row in range(span.rows)]
-        span_of, row_of = torch.tensor(pairs).T.to(self.places.device)
-        return span_of, row_of
+    def padded_mask(self, window: int | None) -> Tensor | None:
+        """Return all spans' masks: bool [spans, 1, group × most rows, greatest length]."""
+        key = (-1, window)
+        if key not in self._masks:
+            shape = (len(self.spans), 1, self.most_rows, self.padded_places.shape[1])
+            mask = torch.zeros(shape, dtype=torch.bool, device=self.pool.keys.device)
+            mask[..., 0] = True  # a padding row must see something: softmax of nothing is NaN
+            for index, span in enumerate(self.spans):
+                mask[index, 0, : span.rows, : span.length] = self._band(span, window)
+            self._masks[key] = mask.repeat(1, 1, self.group, 1)
+        return self._masks[key]
+
+    def _flat(self, parts: Iterable[Iterable[int]]) -> Tensor:
+        flat = [number for part in parts for number in part]
+        return torch.tensor(flat).to(self.pool.keys.device)
 
     def _band(self, span: Span, window: int | None) -> Tensor:
-        mask = torch.ones(span.rows, span.length, dtype=torch.bool, device=self.places.device)
+        mask = torch.ones(span.rows, span.length, dtype=torch.bool, device=self.pool.keys.device)
         mask = mask.tril(span.past)
         return mask if window is None else mask.triu(span.past - window + 1)
 
@@ -146,12 +160,12 @@ def _attend_views(
 def _attend_gathered(
     rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
 ) -> Tensor:
-    places, (span_of, row_of) = rows.gathered_places(), rows.padded_rows()
     padded = query.new_zeros(len(rows.spans), rows.most_rows, *query.shape[1:])
-    padded[span_of, row_of] = query
-    keys, values = rows.pool.keys[layer][places], rows.pool.values[layer][places]
-    output = _grouped(padded, keys, values, rows.padded_mask(window)[:, None], scale)
-    return output[span_of, row_of]
+    padded[rows.span_of, rows.row_of] = query
+    keys = rows.pool.keys[layer][rows.padded_places]
+    values = rows.pool.values[layer][rows.padded_places]
+    output = _grouped(padded, keys, values, rows.padded_mask(window), scale)
+    return output[rows.span_of, rows.row_of]
 
 
 def _grouped(
@@ -159,14 +173,11 @@ def _grouped(
 ) -> Tensor:
     """Return attention of [batch, rows, heads, d] over [batch, length, kv_heads, d].
 
-    Heads [kv_heads, group] × rows become the rows of kv_heads heads; the mask repeats per group.
+    Heads [kv_heads, group] × rows become the rows of kv_heads heads, as the mask expects them.
     """
     batch, count, heads, width = query.shape
     kv_heads = key.shape[2]
-    group = heads // kv_heads
-    folded = query.transpose(1, 2).reshape(batch, kv_heads, group * count, width)
-    if mask is not None and group > 1:
-        mask = mask.repeat(*[1] * (mask.dim() - 2), group, 1)
+    folded = query.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * count, width)
     output = F.scaled_dot_product_attention(
         folded, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, scale=scale
     )

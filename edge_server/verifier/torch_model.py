@@ -70,11 +70,12 @@ class TorchModel:
         self.tokenizer_hash = tokenizer_hash(folder)
         self.weights_hash = weights_hash(folder)
         layers, kv_heads, head_dim = kv_shape(model.config)
+        self._group = int(model.config.num_attention_heads) // kv_heads
         like = next(model.parameters())
         self.pool = KvPool(
             layers=layers, places=places, kv_heads=kv_heads, head_dim=head_dim, like=like
         )
-        self.bytes_per_token = 2 * layers * kv_heads * head_dim * like.element_size()
+        self.bytes_per_token: int = 2 * layers * kv_heads * head_dim * like.element_size()
 
     @classmethod
     def load(
@@ -123,8 +124,8 @@ class TorchModel:
         Returns:
             [len(score), vocab], on the host, from one copy.
         """
-        rows = Rows(self.pool, spans, self._gather)
-        device = rows.places.device
+        rows = Rows(self.pool, spans, self._gather, self._group)
+        device = self.pool.keys.device
         inputs = {
             "input_ids": torch.tensor([list(token_ids)], device=device),
             "position_ids": rows.positions[None],
@@ -176,7 +177,8 @@ def load_decoder(folder: Path, number_type: torch.dtype) -> Any:
             f"loading model: {type(model).__name__} is not supported by the torch verifier; "
             "choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
         )
-    return model.eval().requires_grad_(False)
+    model.requires_grad_(False)
+    return model.train(False)
 
 
 def kv_shape(config: Any) -> tuple[int, int, int]:
