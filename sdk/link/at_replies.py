@@ -67,8 +67,7 @@ def parse_line(line: str) -> CellSignal | None:
 def _parse_csq(fields: list[str]) -> CellSignal | None:
     """Read `<rssi>,<ber>`; 99 is unknown, and many 5G modules say nothing else."""
     _expect(len(fields) == 2)
-    rssi, ber = _step(fields[0], 31, unknown=99), _step(fields[1], 7, unknown=99)
-    del ber
+    rssi, _ = _step(fields[0], 31, unknown=99), _step(fields[1], 7, unknown=99)
     return None if rssi is None else CellSignal(rssi_dbm=-113.0 + 2.0 * rssi)
 
 

@@ -1,172 +1,31 @@
 """Holds what a board publishes to the share of the uplink that it was granted.
 
-`TokenBucket` and `SendQueue` are pure, with time passed in; `PacedTransport` puts them in front of
-any transport. The unit of a grant is that of `LinkReport.uplink_bps`: bit/s of TCP payload in full
-segments, so a message of 64 kB costs its own size and a message of 90 bytes costs its headers too.
+A thin shell around `SendQueue`: a thread, a lock, and the socket's own bound. The unit of a grant
+is that of `LinkReport.uplink_bps`: bit/s of TCP payload in full segments, so a message of 64 kB
+costs its own size and a message of 90 bytes costs its headers too.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 from sdk.errors import MultispinError
+from sdk.link.send_queue import Outgoing, SendQueue
 from sdk.link.socket_rate import SocketRate, socket_of
-from sdk.link.wire_cost import wire_cost_bytes
-from sdk.transport.interface import Message, Traffic, Transport, publish_packet_bytes
+from sdk.link.token_bucket import LEAST_DEPTH_S, TokenBucket, checked_rate
+from sdk.transport.interface import Message, Traffic, Transport
 
-__all__ = ["Outgoing", "PacedTransport", "SendQueue", "TokenBucket"]
+__all__ = ["PacedTransport", "TokenBucket"]
 
 _LOG = logging.getLogger(__name__)
 
-_LEAST_DEPTH_S: Final = 0.05  # a thread's sleep is too coarse for less
-_ROUNDING_BYTES: Final = 1e-3  # else a wait of 1e-18 s, which no clock can show, never ends
-_UNSENT_POLL_S: Final = 0.005
 _CLOSE_S: Final = 1.0
-
-
-class TokenBucket:
-    """Lets a message pass while the balance is not negative, and then charges it in full.
-
-    So a message larger than the bucket passes too, and is paid for afterwards: in any time T no
-    more than rate·T + depth + one message go out, and a late caller loses nothing as long as it is
-    late by less than the depth.
-    """
-
-    def __init__(self, *, rate_bps: float, depth_s: float = _LEAST_DEPTH_S, now_s: float) -> None:
-        """Start full.
-
-        Raises:
-            ValueError: unless the rate is finite and above 0 and the depth at least 50 ms.
-        """
-        if not (math.isfinite(depth_s) and depth_s >= _LEAST_DEPTH_S):
-            raise ValueError(f"depth_s must be at least {_LEAST_DEPTH_S}, got {depth_s}")
-        self._depth_s = depth_s
-        self._rate_bytes_s = _checked_rate(rate_bps) / 8.0
-        self._balance_bytes = self._rate_bytes_s * depth_s
-        self._at_s = now_s
-
-    def set_rate(self, rate_bps: float, *, now_s: float) -> None:
-        """Change the rate from now on; debts stay."""
-        self._refill(now_s)
-        self._rate_bytes_s = _checked_rate(rate_bps) / 8.0
-        self._balance_bytes = min(self._balance_bytes, self._rate_bytes_s * self._depth_s)
-
-    def wait_s(self, *, now_s: float) -> float:
-        """Return how long until a message may pass; 0 when one may now."""
-        self._refill(now_s)
-        if self._balance_bytes > -_ROUNDING_BYTES:
-            return 0.0
-        return -self._balance_bytes / self._rate_bytes_s
-
-    def charge(self, cost_bytes: int, *, now_s: float) -> None:
-        """Take the cost of a message that passed."""
-        self._refill(now_s)
-        self._balance_bytes -= cost_bytes
-
-    def _refill(self, now_s: float) -> None:
-        elapsed_s = max(0.0, now_s - self._at_s)
-        self._at_s = max(now_s, self._at_s)
-        full = self._rate_bytes_s * self._depth_s
-        self._balance_bytes = min(full, self._balance_bytes + self._rate_bytes_s * elapsed_s)
-
-
-def _checked_rate(rate_bps: float) -> float:
-    if not (math.isfinite(rate_bps) and rate_bps > 0.0):
-        raise ValueError(f"rate_bps must be finite and above 0, got {rate_bps}")
-    return rate_bps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """One message that waits; `urgent` ones do not wait for bulk."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    urgent: bool
-
-    @property
-    def cost_bytes(self) -> int:
-        """What it takes from the bucket."""
-        return wire_cost_bytes(publish_packet_bytes(self.topic, len(self.payload), self.qos))
-
-
-class SendQueue:
-    """Two bounded queues before one grant: urgent messages first, bulk with what is left.
-
-    Urgent messages are charged to the common bucket but wait only for a bucket of their own, as
-    fast as the common one, so that a large message's debt does not hold up a small one. When a
-    queue is full the newest message is refused.
-    """
-
-    def __init__(self, *, rate_bps: float, depth_s: float, limit_bytes: int, now_s: float) -> None:
-        self._common = TokenBucket(rate_bps=rate_bps, depth_s=depth_s, now_s=now_s)
-        self._urgent = TokenBucket(rate_bps=rate_bps, depth_s=depth_s, now_s=now_s)
-        self._queues: dict[bool, deque[Outgoing]] = {True: deque(), False: deque()}
-        self._waiting_bytes = {True: 0, False: 0}
-        self._limit_bytes = limit_bytes
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Payload bytes that wait in both queues."""
-        return sum(self._waiting_bytes.values())
-
-    def set_rate(self, rate_bps: float, *, now_s: float) -> None:
-        """Change the grant from now on."""
-        self._common.set_rate(rate_bps, now_s=now_s)
-        self._urgent.set_rate(rate_bps, now_s=now_s)
-
-    def empty(self) -> list[Outgoing]:
-        """Remove and return everything that waits, urgent messages first, charged to nobody."""
-        messages = [*self._queues[True], *self._queues[False]]
-        for urgent in (True, False):
-            self._queues[urgent].clear()
-            self._waiting_bytes[urgent] = 0
-        return messages
-
-    def offer(self, message: Outgoing) -> bool:
-        """Queue a message; False if there is no room, but one message always has room."""
-        waiting = self._waiting_bytes[message.urgent]
-        if waiting and waiting + len(message.payload) > self._limit_bytes:
-            return False
-        self._queues[message.urgent].append(message)
-        self._waiting_bytes[message.urgent] += len(message.payload)
-        return True
-
-    def wait_s(self, *, now_s: float, bulk_may_go: bool = True) -> float | None:
-        """Return how long until a message may go, 0 when one may now, None if none waits."""
-        waits = []
-        if self._queues[True]:
-            waits.append(self._urgent.wait_s(now_s=now_s))
-        if self._queues[False]:
-            wait_s = self._common.wait_s(now_s=now_s)
-            waits.append(wait_s if bulk_may_go else max(wait_s, _UNSENT_POLL_S))
-        return min(waits, default=None)
-
-    def take(self, *, now_s: float, bulk_may_go: bool = True) -> Outgoing | None:
-        """Remove, charge and return the message that goes now, if one may."""
-        for urgent, bucket in ((True, self._urgent), (False, self._common)):
-            if not self._queues[urgent] or not (urgent or bulk_may_go):
-                continue
-            if bucket.wait_s(now_s=now_s) > 0.0:
-                continue
-            message = self._queues[urgent].popleft()
-            self._waiting_bytes[urgent] -= len(message.payload)
-            self._common.charge(message.cost_bytes, now_s=now_s)
-            if urgent:
-                self._urgent.charge(message.cost_bytes, now_s=now_s)
-            return message
-        return None
 
 
 class PacedTransport:
@@ -187,7 +46,7 @@ class PacedTransport:
         urgent_bytes: int = 1024,
         queue_bytes: int = 262_144,
         unsent_bytes: int = 16_384,
-        depth_s: float = 2 * _LEAST_DEPTH_S,
+        depth_s: float = 2 * LEAST_DEPTH_S,
         socket_factor: float = 1.25,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -207,8 +66,8 @@ class PacedTransport:
         Raises:
             ValueError: if a number is out of its range.
         """
-        if depth_s < _LEAST_DEPTH_S:
-            raise ValueError(f"depth_s must be at least {_LEAST_DEPTH_S}, got {depth_s}")
+        if depth_s < LEAST_DEPTH_S:
+            raise ValueError(f"depth_s must be at least {LEAST_DEPTH_S}, got {depth_s}")
         if not 1.1 <= socket_factor <= 1.25:
             raise ValueError(f"socket_factor must be in [1.1, 1.25], got {socket_factor}")
         self._inner = inner
@@ -266,7 +125,7 @@ class PacedTransport:
         with self._changed:
             now_s = self._clock()
             if rate_bps is not None:
-                self._grant(_checked_rate(rate_bps), now_s)
+                self._grant(checked_rate(rate_bps), now_s)
             self._rate_bps = rate_bps
             self._hold_sockets()
             if rate_bps is None and self._queue is not None:

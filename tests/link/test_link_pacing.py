@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdk.errors import TransportError
-from sdk.link.pacing import Outgoing, PacedTransport, SendQueue, TokenBucket
+from sdk.link.pacing import PacedTransport
+from sdk.link.send_queue import Outgoing, SendQueue
+from sdk.link.token_bucket import TokenBucket
 from sdk.link.wire_cost import wire_cost_bytes
 from sdk.transport.interface import Message, Traffic, publish_packet_bytes
 
