@@ -142,16 +142,7 @@ def _result(
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     table = Table(title=f"{result['mode']}, broker {result['broker']}")
-    columns = (
-        "device",
-        "tokens",
-        "rounds",
-        "accepted",
-        "tokens/s",
-        "bytes up",
-        "down",
-        "same text",
-    )
+    columns = ("device", "tokens", "rounds", "accepted", "tok/s", "B/tok up", "down", "same text")
     for column in columns:
         table.add_column(column, justify="left" if column == "device" else "right")
     for row in result["devices"]:
@@ -163,8 +154,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             str(row["rounds"]),
             acceptance,
             f"{row['tokens_per_s']:.1f}",
-            f"{row['uplink_bytes'] / tokens:.1f}/token",
-            f"{row['downlink_bytes'] / tokens:.1f}/token",
+            f"{row['uplink_bytes'] / tokens:.1f}",
+            f"{row['downlink_bytes'] / tokens:.1f}",
             "yes" if row["identical"] else "NO",
         )
     console.print(table)

@@ -162,7 +162,7 @@ class Engine:
         self._controller.observe(
             RoundReport(
                 device=session.device,
-                session=session.id,
+                session=session.slot,
                 drafted=len(drafted),
                 accepted=accepted,
                 draft_s=draft.draft_s if draft else 0.0,
@@ -171,7 +171,7 @@ class Engine:
                 now_s=ended_s,
             )
         )
-        session.grant = self._controller.grant(session.device, session.id, now_s=ended_s)
+        session.grant = self._controller.grant(session.device, session.slot, now_s=ended_s)
         if session.grant.length:
             session.credit_until = 0  # the device drafts from here on
         queue_s = started_s - session.arrived_s

@@ -166,7 +166,7 @@ class Gateway:
             slot=slot,
             tokens=tokens,
             capacity=capacity,
-            grant=self._controller.opened(device, opening.session, mode=opening.mode, now_s=now_s),
+            grant=self._controller.opened(device, slot, mode=opening.mode, now_s=now_s),
             seen_s=now_s,
             arrived_s=now_s,
             credit_until=len(tokens) + 1,  # the first token needs no draft
@@ -212,7 +212,7 @@ class Gateway:
     def _close(self, session: Session) -> None:
         self._sessions.remove(session)
         self._verifier.close(session.slot)
-        self._controller.closed(session.device, session.id, now_s=self._clock())
+        self._controller.closed(session.device, session.slot, now_s=self._clock())
 
     def _on_draft(self, device: str, payload: bytes) -> None:
         draft = decode_draft(payload)

@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             transport=transport,
             verifier=verifier,
             controller=control,
-            policy=make_policy(args.policy, choose=control.policy_name),
+            policy=make_policy(args.policy, choose=control.policy_name, groups=control.groups),
             limits=GatewayLimits(idle_s=args.idle),
         )
         _announce(args, broker, verifier)

@@ -1,5 +1,7 @@
 """The seam between the engine and whatever decides lengths, shares and batches.
 
+Sessions are named by a key of the server's own: devices choose their ids, and may choose the same.
+
 The engine reports what it measured and asks two questions: what may this device draft next
 (`Controller`), and which waiting drafts go into the next pass (`Policy`). It knows no solver; the
 solvers know no engine. Time is always passed in, on the server's monotonic clock.
@@ -96,10 +98,7 @@ class Controller(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A draft that waits for a pass: at most one per session, oldest first.
-
-    `session` is the server's own key of the session; devices choose ids that may be equal.
-    """
+    """A draft that waits for a pass: at most one per session, oldest first."""
 
     device: str
     session: int
