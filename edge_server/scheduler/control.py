@@ -28,7 +28,7 @@ from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyRepo
 from edge_server.scheduler.modes import RatioMode, best_mode, rescaled, with_modes
 from edge_server.scheduler.ping_pong import ping_pong
 
-__all__ = ["DraftControl", "RatioMode"]
+__all__ = ["OBJECTIVES", "DraftControl", "RatioMode"]
 
 LEAST_SHARE = 1e-3
 SURVIVAL_KEEP = 0.98
