@@ -98,7 +98,6 @@ class Rows:
         if key not in self._masks:
             shape = (len(self.spans), 1, self.most_rows, self.padded_places.shape[1])
             mask = torch.zeros(shape, dtype=torch.bool, device=self.pool.keys.device)
-            mask[..., 0] = True  # a padding row must see something: softmax of nothing is NaN
             for index, span in enumerate(self.spans):
                 mask[index, 0, : span.rows, : span.length] = self._band(span, window)
             self._masks[key] = mask.repeat(1, 1, self.group, 1)
@@ -165,6 +164,7 @@ def _attend_gathered(
     keys = rows.pool.keys[layer][rows.padded_places]
     values = rows.pool.values[layer][rows.padded_places]
     output = _grouped(padded, keys, values, rows.padded_mask(window), scale)
+    # What comes of padding rows, which see nothing, is dropped here.
     return output[rows.span_of, rows.row_of]
 
 
