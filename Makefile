@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CODE   := sdk edge_server firmware_tools models
 
-.PHONY: demo test lint types unit board bench clean
+.PHONY: demo test lint types unit board bench bench-draft bench-verify clean
 
 demo: $(VENV)/.base
 	$(BIN)/multispin demo
@@ -26,6 +26,12 @@ board: $(VENV)/.test
 
 bench: $(VENV)/.base
 	$(BIN)/python -m benchmarks.spine
+
+bench-draft: $(VENV)/.test
+	$(BIN)/python -m benchmarks.draft
+
+bench-verify: $(VENV)/.test
+	$(BIN)/python -m benchmarks.verify
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ from edge_server.gateway import GatewayLimits
 from edge_server.scheduler.control import OBJECTIVES, DraftControl, RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
 from edge_server.server import EdgeServer
+from edge_server.verifier.interface import Verifier
 from edge_server.verifier.onnx import OnnxVerifier
 from sdk.config import BrokerConfig, load_config
 from sdk.errors import ConfigError, ConnectError
@@ -38,7 +39,24 @@ _OWN_BROKERS = ("auto", "mosquitto", "amqtt")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped target")
+    parser.add_argument(
+        "--model", metavar="DIR", help="default: the shipped target; torch also takes a Hub name"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("onnx", "torch"),
+        default="onnx",
+        help="what runs the target (default: onnx)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the torch backend",
+    )
     parser.add_argument(
         "--broker",
         default="auto",
@@ -93,12 +111,7 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
-        verifier = OnnxVerifier.load(
-            args.model or _shipped_target(),
-            threads=args.threads,
-            max_sessions=args.sessions,
-            kv_memory_mib=args.kv_memory,
-        )
+        verifier = _load_verifier(args)
         broker = _join_broker(args, stack)
         transport = stack.enter_context(_connect(broker))
         control = DraftControl(
@@ -127,6 +140,27 @@ def run(args: argparse.Namespace) -> int:
         server.run(stop)
         reporter.join()
     return 0
+
+
+def _load_verifier(args: argparse.Namespace) -> Verifier:
+    model = args.model or _shipped_target()
+    if args.backend == "torch":
+        from edge_server.verifier.torch_backend import TorchVerifier
+
+        return TorchVerifier.load(
+            model,
+            device=args.device,
+            dtype=args.dtype,
+            threads=args.threads,
+            max_sessions=args.sessions,
+            kv_memory_mib=args.kv_memory,
+        )
+    return OnnxVerifier.load(
+        Path(model),
+        threads=args.threads,
+        max_sessions=args.sessions,
+        kv_memory_mib=args.kv_memory,
+    )
 
 
 def _ratio_modes(vocabulary_size: int) -> tuple[RatioMode, ...]:
@@ -173,7 +207,7 @@ def _connect(broker: BrokerConfig) -> MqttTransport:
     return transport
 
 
-def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: OnnxVerifier) -> None:
+def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: Verifier) -> None:
     """Say where devices find this server."""
     if args.json:
         print(json.dumps({"ready": f"{broker.host}:{broker.port}"}), flush=True)
