@@ -113,6 +113,8 @@ def _sources(recipe: BundleRecipe) -> dict[str, Path | bytes]:
     """Return where each file of the slot comes from, sorted by its path."""
     found: dict[str, Path | bytes] = {"bin/multispin": _LAUNCHER}
     found["config/multispin.toml"] = recipe.config
+    metadata = f"Metadata-Version: 2.1\nName: multispin\nVersion: {recipe.version}\n"
+    found[f"lib/multispin-{recipe.version}.dist-info/METADATA"] = metadata.encode()
     _add(found, "lib", recipe.packages)
     for package in (sdk, firmware_tools):
         _add(found, f"lib/{package.__name__}", Path(str(package.__file__)).parent)

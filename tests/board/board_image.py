@@ -240,7 +240,7 @@ def _system(root: Path) -> None:
         "etc/hostname": "raspberrypi\n",
         "etc/hosts": "127.0.0.1 localhost\n10.0.2.2 broker.lan\n",
         "etc/fstab": "/dev/vda2 / ext4 rw,noatime 0 0\n"
-        "/dev/vda1 /boot/firmware vfat defaults,nofail 0 0\n",
+        "/dev/vda1 /boot/firmware vfat defaults 0 0\n",
         "etc/systemd/network/10-wired.network": "[Match]\nName=e*\n[Network]\nDHCP=ipv4\n",
         "etc/ssh/sshd_config.d/board.conf": "PermitRootLogin yes\nUseDNS no\n",
         "etc/modprobe.d/none": "",

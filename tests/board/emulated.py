@@ -97,7 +97,9 @@ class Emulated:
     def cut_power(self) -> None:
         """End it at once."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def ssh(self, key: Path, command: str, *, timeout_s: float = 120) -> str:
         """Run a command as root and return what it prints."""

@@ -65,6 +65,9 @@ class Fleet:
         """Run one of the document's commands, on this machine's ports."""
         here = [word.replace("broker.lan:8883", f"broker.lan:{self.port}") for word in words]
         if here[0] == "mosquitto":
+            # Started by root, mosquitto would turn into a user who may not read root's files.
+            with (self.folder / "keys/broker/mosquitto.conf").open("a") as conf:
+                conf.write("user root\n")
             self._serve(["/usr/sbin/mosquitto", *here[1:]], self.port)
             return 0
         assert here[0] == "multispin"

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import locale
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,18 @@ def test_a_verified_bundle_unpacks_to_exactly_its_files(bundle: SignedBundle, sl
     assert not any("__pycache__" in path or path.startswith("lib/edge_server") for path in found)
     assert check_folder(bundle.manifest, slot) == ""
     assert os.access(slot / "bin/multispin", os.X_OK)
+
+
+def test_the_slot_s_own_command_runs_with_the_slot_s_own_code(slot: Path) -> None:
+    done = subprocess.run(
+        [slot / "bin/multispin", "--version"],
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("1.0.0")
 
 
 def test_a_damaged_slot_is_named(bundle: SignedBundle, tmp_path: Path) -> None:
