@@ -22,6 +22,7 @@ FRAME = struct.Struct(">4sIIHI")  # mark, offset, file's size, length, CRC-32 of
 MARK = b"\xa5MSp"
 _LENGTH = 2048
 _RETRIES = 20
+_GOODBYE = 0xFFFFFFFE  # as a file's size: nothing more will come
 _ANSWER_S = 2.0
 _OVERHEAD = 1.08
 
@@ -33,12 +34,13 @@ before = termios.tcgetattr(0)
 tty.setraw(0)
 out = open(path, "ab")
 buffer = b""
+patience = 60
 def say(word):
     os.write(1, ("\n~%s %d\n" % (word, out.tell())).encode())
 say("READY")
 try:
     while True:
-        if not select.select([0], [], [], 60)[0]:
+        if not select.select([0], [], [], patience)[0]:
             break
         buffer += os.read(0, 65536)
         while True:
@@ -58,6 +60,8 @@ try:
             if not good:
                 say("AGAIN")
                 continue
+            if length == 0 and size == 0xfffffffe:
+                sys.exit(0)
             if length == 0 and size == 0xffffffff:
                 out.truncate(0)
                 out.seek(0)
@@ -67,7 +71,7 @@ try:
             say("NEXT")
             if out.tell() == size:
                 os.fsync(out.fileno())
-                sys.exit(0)
+                patience = 8
 finally:
     termios.tcsetattr(0, termios.TCSANOW, before)
 """
@@ -111,7 +115,9 @@ class Push:
                 rate = (at - started_at) / spent_s if spent_s and at > started_at else 1.0
                 self.show(at, size_bytes, (size_bytes - at) / rate)
                 if size_bytes == 0:
-                    return
+                    break
+        # The receiver lingers in case its last answer was lost; this lets it go at once.
+        self._write(frame(0, _GOODBYE, b""))
 
     def _exchange(self, packet: bytes, wanted: int | None) -> int:
         """Send a frame until the receiver has moved on, and return where it is."""

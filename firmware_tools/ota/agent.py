@@ -23,7 +23,7 @@ from firmware_tools.errors import RefusedError
 from firmware_tools.keys.signing import VerifyKey
 from firmware_tools.ota.ledger import Ledger
 from firmware_tools.ota.messages import Command, Report, decode, encode
-from firmware_tools.ota.part import PartFile
+from firmware_tools.ota.part import PartFile, remove_part
 from firmware_tools.ota.puller import Pace, Puller
 from sdk.config import load_config
 from sdk.errors import FirmwareError, MalformedFrameError, MultispinError
@@ -122,7 +122,7 @@ class Agent:
         bundle.verify()
         self._ledger = self._ledger.await_trial(command.id, target.release)
         changed = self._slots.install(bundle.manifest, bundle.unpack)
-        path.unlink()
+        remove_part(path)
         if not changed:
             self._end(command.id, "successful", "already at this version")
             return

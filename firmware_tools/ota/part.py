@@ -12,7 +12,7 @@ from pathlib import Path
 
 from firmware_tools.durable import write_file
 
-__all__ = ["PartFile"]
+__all__ = ["PartFile", "remove_part"]
 
 _FLUSH_BYTES = 4 << 20
 
@@ -71,8 +71,7 @@ class PartFile:
     def discard(self) -> None:
         """Forget everything: it was not what it should be."""
         self._have.clear()
-        self._map.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        remove_part(self.path)
 
     def __enter__(self) -> PartFile:
         return self
@@ -90,3 +89,9 @@ class PartFile:
             return set()
         whole = self.path.exists() and found == self._key
         return {index for index in have if 0 <= index < self.count} if whole else set()
+
+
+def remove_part(path: Path) -> None:
+    """Delete a part file and its map, the map first."""
+    path.with_name(f"{path.name}.map").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

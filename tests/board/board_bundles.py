@@ -63,7 +63,7 @@ def full_bundle(
     site = packages / "sitecustomize.py"
     site.write_text(FAULTS.get(fault, ""))
     recipe = BundleRecipe(
-        board="generic-arm64",
+        board="pi5",
         python=PYTHON,
         version=version,
         release=release_of(version),
