@@ -22,7 +22,6 @@ FRAME = struct.Struct(">4sIIHI")  # mark, offset, file's size, length, CRC-32 of
 MARK = b"\xa5MSp"
 _LENGTH = 2048
 _RETRIES = 20
-_GOODBYE = 0xFFFFFFFE  # as a file's size: nothing more will come
 _ANSWER_S = 2.0
 _OVERHEAD = 1.08
 
@@ -34,13 +33,12 @@ before = termios.tcgetattr(0)
 tty.setraw(0)
 out = open(path, "ab")
 buffer = b""
-patience = 60
 def say(word):
     os.write(1, ("\n~%s %d\n" % (word, out.tell())).encode())
 say("READY")
 try:
     while True:
-        if not select.select([0], [], [], patience)[0]:
+        if not select.select([0], [], [], 60)[0]:
             break
         buffer += os.read(0, 65536)
         while True:
@@ -60,8 +58,6 @@ try:
             if not good:
                 say("AGAIN")
                 continue
-            if length == 0 and size == 0xfffffffe:
-                sys.exit(0)
             if length == 0 and size == 0xffffffff:
                 out.truncate(0)
                 out.seek(0)
@@ -71,7 +67,9 @@ try:
             say("NEXT")
             if out.tell() == size:
                 os.fsync(out.fileno())
-                patience = 8
+                for repeated in range(5):  # nobody answers a last word that was lost
+                    say("NEXT")
+                sys.exit(0)
 finally:
     termios.tcsetattr(0, termios.TCSANOW, before)
 """
@@ -102,7 +100,7 @@ class Push:
             FlashError: if it stops answering; a later run goes on from there.
         """
         size_bytes = path.stat().st_size
-        at = self._answer() or 0
+        at = self._answer(b"~READY") or 0  # past the last words about the file before
         if at > size_bytes:
             at = self._exchange(frame(0, 0xFFFFFFFF, b""), None)
         started_s, started_at = time.monotonic(), at
@@ -115,16 +113,14 @@ class Push:
                 rate = (at - started_at) / spent_s if spent_s and at > started_at else 1.0
                 self.show(at, size_bytes, (size_bytes - at) / rate)
                 if size_bytes == 0:
-                    break
-        # The receiver lingers in case its last answer was lost; this lets it go at once.
-        self._write(frame(0, _GOODBYE, b""))
+                    return
 
     def _exchange(self, packet: bytes, wanted: int | None) -> int:
         """Send a frame until the receiver has moved on, and return where it is."""
         at = None
         for _ in range(_RETRIES):
             self._write(packet)
-            at = self._answer()
+            at = self._answer(b"~READY", b"~NEXT", b"~AGAIN")
             if at is not None and (wanted is None or at == wanted):
                 return at
             if at is not None and wanted is not None and at > wanted:
@@ -139,11 +135,11 @@ class Push:
         except OSError as error:
             raise FlashError("flash serial: the cable was pulled; run again, it goes on") from error
 
-    def _answer(self) -> int | None:
-        """Return the offset in the next whole answer, None if none comes."""
+    def _answer(self, *words: bytes) -> int | None:
+        """Return the offset in the next whole answer of those words, None if none comes."""
         for line in self._lines(_ANSWER_S):
             word, _, number = line.partition(b" ")
-            if word in (b"~READY", b"~NEXT", b"~AGAIN") and number.isdigit():
+            if word in words and number.isdigit():
                 return int(number)
         return None
 
