@@ -211,15 +211,17 @@ def default_threads() -> int:
 def session_options(threads: int) -> Any:
     """Return options for one sequence on few cores.
 
-    Spinning is off: between two drafts a board waits for a verdict, and threads that spin meanwhile
-    burn the energy that we measure.
+    Threads spin within a call, which makes a token a third faster than waking them for every
+    operator, and stop when it returns: between two drafts a board waits for a verdict, and threads
+    that spin meanwhile burn the energy that we measure.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
