@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,7 @@ def build(recipe: BundleRecipe, out: Path) -> Manifest:
     sources = _sources(recipe)
     payload = out.with_name(f".{out.name}.payload")
     try:
-        digests = _write_payload(sources, payload)
-        manifest = _manifest(recipe, sources, digests, payload)
+        manifest = _manifest(recipe, _write_payload(sources, payload), payload)
         write_bundle(out, manifest.to_bytes(), b"", payload)
     except ValueError as error:
         raise BundleError(f"bundle build: {error}") from error
@@ -134,38 +133,32 @@ def _add(found: dict[str, Path | bytes], prefix: str, folder: Path) -> None:
             found[f"{prefix}/{below.as_posix()}"] = path
 
 
-def _write_payload(sources: Mapping[str, Path | bytes], payload: Path) -> dict[str, str]:
-    """Compress every file into `payload` and return each one's SHA-256."""
-    digests: dict[str, str] = {}
+def _write_payload(sources: Mapping[str, Path | bytes], payload: Path) -> list[FileEntry]:
+    """Compress every file into `payload` and return what went in, from the same reading."""
+    entries: list[FileEntry] = []
 
     def members() -> Iterator[tuple[Member, Iterable[bytes]]]:
         for name, source in sources.items():
             digest = hashlib.sha256()
             size_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
             yield Member(name, size_bytes, _mode(name)), _hashed(source, digest)
-            digests[name] = digest.hexdigest()
+            entries.append(
+                FileEntry(
+                    path=name,
+                    size_bytes=size_bytes,
+                    sha256=digest.hexdigest(),
+                    mode=_mode(name),
+                )
+            )
 
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
     with payload.open("wb") as stream, compressor.stream_writer(stream) as packed:
         archive.write(packed, members())
-    return digests
+    return entries
 
 
-def _manifest(
-    recipe: BundleRecipe,
-    sources: Mapping[str, Path | bytes],
-    digests: Mapping[str, str],
-    payload: Path,
-) -> Manifest:
-    entries = tuple(
-        FileEntry(
-            path=name,
-            size_bytes=len(source) if isinstance(source, bytes) else source.stat().st_size,
-            sha256=digests[name],
-            mode=_mode(name),
-        )
-        for name, source in sources.items()
-    )
+def _manifest(recipe: BundleRecipe, entries: Sequence[FileEntry], payload: Path) -> Manifest:
+    digests = {entry.path: entry.sha256 for entry in entries}
     payload_digest = hashlib.sha256()
     for _ in _hashed(payload, payload_digest):
         pass
@@ -181,7 +174,7 @@ def _manifest(
         golden=recipe.golden,
         payload_bytes=payload.stat().st_size,
         payload_sha256=payload_digest.hexdigest(),
-        files=entries,
+        files=tuple(entries),
     )
 
 

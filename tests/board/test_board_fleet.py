@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.board, pytest.mark.slow, pytest.mark.timeout(900)]
 
 _START_S = 240.0
 # Enough for a start under emulation; the one that hangs should not take minutes.
-_DROP_IN = "[Service]\\nTimeoutStartSec=45\\nRestartSec=1\\n"
+_DROP_IN = "[Service]\\nTimeoutStartSec=30\\nRestartSec=1\\n"
 
 
 class Fleet:
