@@ -7,6 +7,7 @@ python -m benchmarks.draft [--model DIR | --shape smollm2-135m] [--contexts 128 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -95,22 +96,23 @@ def run_all(
     absent: dict[str, str],
     console: Console,
 ) -> dict[tuple[str, str, int], list[dict[str, float]]]:
-    """Measure everything once, then again: a machine's slow minute then hits all alike."""
+    """Measure everything once, then again: a machine's slow minute then hits all alike.
+
+    Ctrl-C ends the measurement and keeps what there is.
+    """
     samples: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
-    with Progress(console=console) as progress:
-        task = progress.add_task("runs", total=args.runs * len(entries) * len(args.contexts))
-        for _ in range(args.runs):
-            for peer, precision, python, model in entries:
-                for context in args.contexts:
-                    progress.advance(task)
-                    if f"{peer.name} {precision}" in absent:
-                        continue
-                    numbers = {"context": context, "tokens": args.tokens, "threads": args.threads}
-                    try:
-                        line = measured(peer, python, model, **numbers)
-                        samples[peer.name, precision, context].append(json.loads(line))
-                    except (PeerError, ValueError, IndexError) as error:
-                        absent[f"{peer.name} {precision}"] = str(error)
+    rounds = [(entry, context) for entry in entries for context in args.contexts] * args.runs
+    with Progress(console=console) as progress, contextlib.suppress(KeyboardInterrupt):
+        for (peer, precision, python, model), context in progress.track(rounds, description="runs"):
+            name = f"{peer.name} {precision}"
+            numbers = {"context": context, "tokens": args.tokens, "threads": args.threads}
+            if name in absent:
+                continue
+            found = measured(peer, python, model, **numbers)
+            if isinstance(found, PeerError):
+                absent[name] = str(found)
+            else:
+                samples[peer.name, precision, context].append(found)
     return samples
 
 
@@ -164,7 +166,7 @@ def show(result: dict[str, object]) -> None:
             f"{row['prefill_ms']:.0f}",
             f"{row['peak_mb']:.0f}",
         )
-    Console().print(table)
+    Console(width=110).print(table)
     for name, reason in absent.items():
         Console().print(f"{name}: not measured: {reason}", highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ PEERS = (
     Peer(
         name="openvino-genai",
         packages=("openvino-genai", "openvino-tokenizers", "optimum-intel[openvino]", "nncf"),
-        precisions={"fp32": "fp32", "int8": "int8", "int4": "int4"},
+        precisions={"fp32": "fp32", "int8": "int8", "int4": "int4 --group-size 64"},
         prepare=(
             *("{python}", "-m", "optimum.commands.optimum_cli", "export", "openvino"),
             *("--model", "{checkpoint}", "--task", "text-generation-with-past"),
@@ -125,18 +126,30 @@ def prepared(
 def command(
     template: Sequence[str], python: Path, checkpoint: Path, out: Path, precision: str
 ) -> list[str]:
-    fields = {"python": python, "checkpoint": checkpoint, "out": out, "precision": precision}
+    """Fill a template; a precision of several words becomes several arguments."""
+    fields = {"python": python, "checkpoint": checkpoint, "out": out}
     names = {"context": "{context}", "tokens": "{tokens}", "threads": "{threads}"}
-    return [part.format(**fields, **names) for part in template]
+    filled: list[str] = []
+    for part in template:
+        whole = part == "{precision}"
+        filled.extend(precision.split() if whole else [part.format(**fields, **names)])
+    return filled
 
 
 def measured(
     peer: Peer, python: Path, out: Path, *, context: int, tokens: int, threads: int
-) -> str:
-    """Run one measurement and return its last line."""
+) -> dict[str, float] | PeerError:
+    """Run one measurement and return its figures, or why there are none."""
     template = command(peer.measure, python, Path(), out, "")
     numbers = {"context": context, "tokens": tokens, "threads": threads}
-    return call([part.format(**numbers) for part in template], RUN_TIMEOUT_S).splitlines()[-1]
+    try:
+        printed = call([part.format(**numbers) for part in template], RUN_TIMEOUT_S)
+        figures: dict[str, float] = json.loads(printed.splitlines()[-1])
+    except PeerError as error:
+        return error
+    except (ValueError, IndexError):
+        return PeerError("it printed no figures")
+    return figures
 
 
 def call(arguments: Sequence[str], timeout_s: float) -> str:
