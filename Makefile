@@ -22,7 +22,8 @@ types: $(VENV)/.test
 unit: $(VENV)/.test
 	$(BIN)/pytest -m "not board and not gpu"
 
-# The emulated arm64 board: needs root and the packages that docs/flashing.md names.
+# The emulated arm64 board. Needs root and, from Debian: qemu-system-arm qemu-utils mmdebstrap cpio
+# kmod openssl debian-archive-keyring, beside what .ci/run installs. About ten minutes.
 board: $(VENV)/.test
 	$(BIN)/pytest -m board tests/board
 
