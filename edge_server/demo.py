@@ -105,7 +105,7 @@ def _requests(args: argparse.Namespace) -> list[DeviceRequest]:
 
 def _check(console: Console, target: Path, devices: list[DeviceProcess]) -> list[bool]:
     """Decode every prompt with the target alone and compare, token for token."""
-    decoder, tokenizer = Decoder.load(target), Tokenizer(target)
+    decoder, tokenizer = Decoder.load(target, batch_invariant=True), Tokenizer(target)
     same = []
     with console.status("checking against the target decoding alone"):
         for device in devices:

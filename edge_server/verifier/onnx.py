@@ -1,7 +1,9 @@
 """The default verifier: ONNX Runtime, an in-place KV buffer per session, one session a call.
 
 GroupQueryAttention on the CPU takes several new tokens on a past only at batch 1, so sessions take
-turns within a pass; what they share is the weights in the cache. Rollback lowers an integer.
+turns within a pass; what they share is the weights in the cache. Rollback lowers an integer. Rows are
+run so that a row's logits have the same bits whatever stands beside it (`batch_invariant`): no
+choice of the target depends on how long a draft was.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class OnnxVerifier:
         Raises:
             ModelLoadError: if the folder holds none that can be run.
         """
-        decoder = Decoder.load(folder, threads=threads)
+        decoder = Decoder.load(folder, threads=threads, batch_invariant=True)
         return cls(decoder=decoder, max_sessions=max_sessions, kv_memory_mib=kv_memory_mib)
 
     @property

@@ -39,7 +39,7 @@ TOKENS = 32
 
 @lru_cache(maxsize=1)
 def reference(folder: Path) -> tuple[Decoder, Tokenizer]:
-    return Decoder.load(folder, threads=1), Tokenizer(folder)
+    return Decoder.load(folder, threads=1, batch_invariant=True), Tokenizer(folder)
 
 
 @lru_cache

@@ -45,7 +45,7 @@ def truth(target: Path) -> list[int]:
     tokenizer = Tokenizer(target)
     return list(
         decode_alone(
-            Decoder.load(target, threads=1),
+            Decoder.load(target, threads=1, batch_invariant=True),
             tokenizer.encode(REQUEST.prompt),
             parameters=SamplingParameters(temperature=REQUEST.temperature, seed=REQUEST.seed),
             max_tokens=REQUEST.max_tokens,
