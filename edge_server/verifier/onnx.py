@@ -1,8 +1,8 @@
 """The default verifier: ONNX Runtime, an in-place KV buffer per session, one session a call.
 
 GroupQueryAttention on the CPU takes several new tokens on a past only at batch 1, so sessions take
-turns within a pass; what they share is the weights in the cache. Rollback lowers an integer. Rows are
-run so that a row's logits have the same bits whatever stands beside it (`batch_invariant`): no
+turns within a pass; what they share is the weights in the cache. Rollback lowers an integer. Rows
+are run so that a row's logits have the same bits whatever stands beside it (`batch_invariant`): no
 choice of the target depends on how long a draft was.
 """
 
