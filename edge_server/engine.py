@@ -51,13 +51,13 @@ class Engine:
         controller: Controller,
         policy: Policy,
         sessions: SessionTable,
-        send: Callable[[Session, Verdict], int],
+        send: Callable[[Session, Verdict], None],
         clock: Callable[[], float],
     ) -> None:
         """Join the parts.
 
         Args:
-            send: delivers a verdict and returns the bytes of its packet.
+            send: delivers a verdict.
             clock: monotonic seconds.
         """
         self._verifier = verifier

@@ -113,12 +113,10 @@ class Gateway:
         except MalformedFrameError as error:
             self._reject(device, RejectCode.MALFORMED, str(error))
 
-    def send(self, session: Session, verdict: Verdict) -> int:
-        """Publish a verdict and return the bytes of its packet."""
-        topic, frame = down(session.device, "verdict"), encode_verdict(verdict)
-        self._transport.publish(topic, frame)
+    def send(self, session: Session, verdict: Verdict) -> None:
+        """Publish a verdict."""
+        self._transport.publish(down(session.device, "verdict"), encode_verdict(verdict))
         self.counters["verdicts"] += 1
-        return publish_packet_bytes(topic, len(frame), qos=0)
 
     def expire(self) -> None:
         """Close the sessions that have been silent for too long."""
