@@ -14,18 +14,22 @@ from pathlib import Path
 
 from edge_server.broker import start_broker
 from edge_server.gateway import GatewayLimits
-from edge_server.scheduler.control import OBJECTIVES, DraftControl, RatioMode
+from edge_server.scheduler.control import DraftControl
+from edge_server.scheduler.joint import OBJECTIVES
+from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
+from edge_server.scheduler.solver import ProcessSolver
 from edge_server.server import EdgeServer
 from edge_server.verifier.interface import Verifier
 from edge_server.verifier.onnx import OnnxVerifier
 from sdk.config import BrokerConfig, load_config
 from sdk.errors import ConfigError, ConnectError
+from sdk.model.proposal import MAX_SUPPORT
 from sdk.protocol import UP_FILTER, bits_per_id
 from sdk.protocol.proposals import proposal_bytes
 from sdk.transport.mqtt import MqttTransport
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "ratio_modes", "run"]
 
 _CONNECT_TIMEOUT_S = 10.0
 _START_LENGTH = 4
@@ -81,9 +85,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICY_NAMES,
-        default="continuous",
-        help="which drafts share a pass: whatever waits (default), everybody's, or two groups in "
-        "turn; auto: by predicted goodput",
+        default="auto",
+        help="which drafts share a pass: whatever waits, everybody's, or two groups in turn; "
+        "auto (default): by predicted goodput",
     )
     parser.add_argument(
         "--objective",
@@ -93,6 +97,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, metavar="R", help="tokens/s that a device must get"
+    )
+    parser.add_argument(
+        "--ratio",
+        type=_ratio_supports,
+        default=_SUPPORTS,
+        metavar="auto|off|M",
+        help="for sessions in ratio mode: upload distributions where that pays (default), never, "
+        "or always those of the M likeliest ids",
     )
     parser.add_argument(
         "--separate-links",
@@ -123,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
             overhead_bits=_DRAFT_OVERHEAD_BITS,
             shared_band=not args.separate_links,
             rate_tokens_per_s=args.rate,
-            ratio_modes=_ratio_modes(verifier.vocabulary_size),
+            ratio_modes=ratio_modes(args.ratio, verifier.vocabulary_size),
+            always_upload=len(args.ratio) == 1,
+            solver=stack.enter_context(ProcessSolver()),
         )
         server = EdgeServer(
             transport=transport,
@@ -163,8 +177,18 @@ def _load_verifier(args: argparse.Namespace) -> Verifier:
     )
 
 
-def _ratio_modes(vocabulary_size: int) -> tuple[RatioMode, ...]:
-    """Return the ways to upload distributions that the scheduler may choose from."""
+def _ratio_supports(text: str) -> tuple[int, ...]:
+    """Read --ratio: the supports to choose from, just one that is obligatory, or none."""
+    words = {"auto": _SUPPORTS, "off": ()}
+    if text in words:
+        return words[text]
+    if text.isdecimal() and 1 <= int(text) <= MAX_SUPPORT:
+        return (int(text),)
+    raise argparse.ArgumentTypeError(f"must be auto, off or 1 to {MAX_SUPPORT}, got {text!r}")
+
+
+def ratio_modes(supports: tuple[int, ...], vocabulary_size: int) -> tuple[RatioMode, ...]:
+    """Return the ways to upload that many ids a token, or all ids where there are fewer."""
     id_bits = bits_per_id(vocabulary_size)
     return tuple(
         RatioMode(
@@ -173,8 +197,7 @@ def _ratio_modes(vocabulary_size: int) -> tuple[RatioMode, ...]:
             + 8.0 * proposal_bytes([support], id_bits=id_bits, weight_bits=_WEIGHT_BITS),
             acceptance_gain=_REJECTIONS_LEFT,
         )
-        for support in _SUPPORTS
-        if support <= vocabulary_size
+        for support in dict.fromkeys(min(support, vocabulary_size) for support in supports)
     )
 
 

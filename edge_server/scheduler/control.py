@@ -1,21 +1,20 @@
-"""Multi-access draft control in the running system: measure, solve when it drifted, grant.
+"""Multi-access draft control in the running system: measure, ask when it drifted, grant.
 
-`DraftControl` keeps an estimator per session, link and server, builds the cell that they describe,
-and solves it for the engine's policy. It knows neither frames nor sockets; time is passed in.
+`DraftControl` keeps an estimator per session, device and server, builds the cell that they
+describe, and has it solved for the engine's policy. It knows neither frames nor sockets; time is
+passed in.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge_server.scheduler.capacity import capacity
-from edge_server.scheduler.cell import Cell, CellError, Floats, Plan, VerifyCost
-from edge_server.scheduler.continuous import continuous, continuous_plan
-from edge_server.scheduler.energy import bounded_plan
+from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost
 from edge_server.scheduler.estimators import (
     DecayedMean,
     RateEstimator,
@@ -23,40 +22,52 @@ from edge_server.scheduler.estimators import (
     SurvivalEstimator,
     VerifyEstimator,
 )
-from edge_server.scheduler.heterogeneous import heterogeneous
 from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyReport
-from edge_server.scheduler.modes import RatioMode, best_mode, rescaled, with_modes
-from edge_server.scheduler.ping_pong import ping_pong
+from edge_server.scheduler.joint import OBJECTIVES, POLICIES, Answer, Question
+from edge_server.scheduler.modes import RatioMode, rescaled
+from edge_server.scheduler.solver import InlineSolver, Solver
 
-__all__ = ["OBJECTIVES", "DraftControl", "RatioMode"]
+__all__ = ["DraftControl"]
 
 LEAST_SHARE = 1e-3
 SURVIVAL_KEEP = 0.98
-POLISHED = 8  # devices up to which there is time for local moves without a barrier
-FIRST_DRAFTS = 8  # rounds that a session drafts before it may be told not to
-SWITCH_GAIN = 0.03  # what another policy must promise beyond the present one
+FIRST_DRAFTS = 8  # rounds that an unknown device drafts before it may be told not to
 DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
+DEVICES_KEPT = 4096  # devices without a session whose measurements are remembered
+ROUNDS_FORGOTTEN = 35  # of a device's last text, when it begins another: half its weight
 DEFAULT_DRAFT_S = 0.02
 DEFAULT_RATE_BPS = 8e6
 LEAST_RATE_BPS, MOST_RATE_BPS = 100.0, 1e12
-REPORT_DEVIATION = 0.1
-OBJECTIVES = ("capacity", "energy", "fair", "goodput")
-POLICIES = ("auto", "continuous", "ping_pong", "synchronous")
+REPORT_DEVIATION = 0.1  # of a reported rate that comes without its own
+LEAST_DEVIATION, MOST_DEVIATION = 0.02, 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Device:
+    """What a device has shown; outlives its sessions."""
+
+    draft_s: DecayedMean = field(default_factory=DecayedMean)
+    round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
+    link: RateEstimator = field(default_factory=RateEstimator)
+    link_readings: int = -1  # that stood behind the last link report
+    energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    survival: SurvivalEstimator | None = None  # of its last session
+    length: int | None = None  # that its last session ended with
 
 
 @dataclass(slots=True, kw_only=True)
 class _Session:
     """What one session has shown, what the plan grants it, and what it was last given."""
 
-    device: str
+    device: _Device
     mode: Mode
     survival: SurvivalEstimator
     grant: Grant
     given: Grant
-    draft_s: DecayedMean = field(default_factory=DecayedMean)
-    round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
+    probe_drafts: int
+    observed_s: float  # when its last round was
     rounds_alone: int = 0
-    probe_drafts: int = FIRST_DRAFTS
+    all_accepted: bool = True  # so that the device may have drafted on for the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +84,8 @@ class DraftControl:
     The plan is solved again when a session came or went, or an input moved by more than `drift`
     (relative) since it was solved, and at most every `least_s` seconds. A session that the plan
     leaves at length 0 drafts `probe_rounds` times after every `probe_every` rounds at 0, so that
-    its estimates stay true; and every session drafts its first 8 rounds.
+    its estimates stay true; and a device that is new drafts its first 8 rounds. What a device has
+    shown is remembered between its sessions.
 
     Args:
         policy: the engine's, or `auto`: follow the one with the highest predicted goodput.
@@ -84,8 +96,10 @@ class DraftControl:
         shared_band: whether the devices share one medium; if not, every share is 1.
         rate_tokens_per_s: what a device must get under `capacity` and `energy`.
         energy_cap_w: most average power of any device under `energy`.
-        ratio_modes: ratio modes that sampling sessions may be moved to.
+        ratio_modes: ratio modes that sessions which allow it may be moved to.
+        always_upload: move them to the first of these whatever it costs.
         weights: what one token of a device is worth; 1 where not named.
+        solver: who solves; None: this thread, at once.
     """
 
     def __init__(
@@ -103,12 +117,14 @@ class DraftControl:
         rate_tokens_per_s: float = 0.0,
         energy_cap_w: float | None = None,
         ratio_modes: tuple[RatioMode, ...] = (),
+        always_upload: bool = False,
         weights: dict[str, float] | None = None,
         prior_acceptance: float = 0.7,
         drift: float = 0.1,
         least_s: float = 0.5,
         probe_every: int = 64,
         probe_rounds: int = 2,
+        solver: Solver | None = None,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
@@ -119,26 +135,29 @@ class DraftControl:
                 "need 0 <= min_length <= start_length <= max_length, got "
                 f"{min_length}, {start_length}, {max_length}"
             )
+        if objective == "capacity" and not rate_tokens_per_s > 0.0:
+            raise ValueError("objective capacity needs rate_tokens_per_s above 0")
+        if always_upload and not ratio_modes:
+            raise ValueError("always_upload needs a ratio mode")
         self._policy, self._objective = policy, objective
         self._min, self._max, self._start = min_length, max_length, start_length
         self._bits, self._overhead = bits_per_token, overhead_bits
         self._overlap, self._shared = overlap, shared_band
         self._rate, self._cap_w = rate_tokens_per_s, energy_cap_w
-        if objective == "capacity" and not rate_tokens_per_s > 0.0:
-            raise ValueError("objective capacity needs rate_tokens_per_s above 0")
-        self._energy: dict[str, tuple[float, float, float]] = {}
-        self._ratio_modes = ratio_modes
+        self._ratio_modes, self._always_upload = ratio_modes, always_upload
         self._weights = dict(weights or {})
         self._prior = prior_acceptance
         self._drift, self._least_s = drift, least_s
         self._probe_every, self._probe_rounds = probe_every, probe_rounds
+        self._solver = solver or InlineSolver()
         self._sessions: dict[tuple[str, int], _Session] = {}
-        self._links: dict[str, RateEstimator] = {}
+        self._devices: OrderedDict[str, _Device] = OrderedDict()  # last used last
         self._verify = VerifyEstimator()
+        self._asked: _Basis | None = None  # what the next answer will stand for
         self._basis: _Basis | None = None
         self._plan: Plan | None = None
         self._looked_s = -math.inf
-        self._chosen = "continuous" if policy == "auto" else policy
+        self._following = "continuous" if policy == "auto" else policy
 
     @property
     def plan(self) -> Plan | None:
@@ -147,7 +166,7 @@ class DraftControl:
 
     def policy_name(self) -> str:
         """Return the engine's policy to follow now; give this to `make_policy` as `choose`."""
-        return self._chosen
+        return self._following
 
     def groups(self) -> dict[int, int]:
         """Return the group of every session for ping-pong; empty in other policies."""
@@ -156,28 +175,41 @@ class DraftControl:
         sessions = (session for _, session in self._basis.sessions)
         return dict(zip(sessions, self._plan.groups, strict=True))
 
-    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:  # noqa: ARG002
-        """Return a new session's first grant: the start length and an equal share."""
+    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
+        """Return a new session's first grant: what the device last had, or the start length."""
+        known = self._devices.setdefault(device, _Device())
+        self._devices.move_to_end(device)
         others = len(self._sessions.keys() - {(device, session)})
         share = 1.0 / (others + 1) if self._shared else 1.0
-        grant = Grant(length=self._start, share=share, mode=mode)
-        state = _Session(
-            device=device,
+        length = self._start if known.length is None else known.length
+        grant = Grant(length=length, share=share, mode=mode)
+        self._sessions[device, session] = _Session(
+            device=known,
             mode=mode,
-            survival=SurvivalEstimator(
-                max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
-            ),
+            survival=self._first_survival(known),
             grant=grant,
             given=grant,
+            probe_drafts=FIRST_DRAFTS if known.survival is None else 0,
+            observed_s=now_s,
         )
-        self._sessions[device, session] = state
         return grant
+
+    def _first_survival(self, known: _Device) -> SurvivalEstimator:
+        """Return what a device's last text lets expect of its next."""
+        if known.survival is None:
+            return SurvivalEstimator(
+                max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
+            )
+        survival = copy.deepcopy(known.survival)
+        survival.fade(rounds=ROUNDS_FORGOTTEN)
+        return survival
 
     def observe(self, report: RoundReport) -> None:
         """Take in one finished round; rounds of unknown sessions are ignored."""
         state = self._sessions.get((report.device, report.session))
         if state is None:
             return
+        since_s, state.observed_s = report.now_s - state.observed_s, report.now_s
         if report.drafted == 0:
             state.rounds_alone += 1
             if state.rounds_alone % self._probe_every == 0:
@@ -185,13 +217,18 @@ class DraftControl:
             return
         state.probe_drafts = max(0, state.probe_drafts - 1)
         state.survival.add(drafted=report.drafted, accepted=report.accepted)
+        drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
         if report.turnaround_s is None or not report.draft_s > 0.0:
             return
         # What a device says of itself is believed as far as the server's own clock bears it out.
-        draft_s = min(report.draft_s, report.turnaround_s)
-        state.draft_s.add(draft_s / report.drafted)
-        sent_s = 8.0 * report.uplink_bytes / (self._rate_bps(report.device) * state.given.share)
-        state.round_trip.add(report.turnaround_s - draft_s - sent_s)
+        # Behind a draft that was accepted whole, a part of the next may have been drafted before.
+        longest_s = report.turnaround_s + (since_s if drafted_on else 0.0)
+        draft_s = min(report.draft_s, longest_s)
+        state.device.draft_s.add(draft_s / report.drafted)
+        if not drafted_on:
+            granted_bps = self._rate_bps(state.device) * state.given.share
+            sent_s = 8.0 * report.uplink_bytes / granted_bps
+            state.device.round_trip.add(report.turnaround_s - draft_s - sent_s)
 
     def observe_verify(self, report: VerifyReport) -> None:
         """Take in one verification pass."""
@@ -203,28 +240,36 @@ class DraftControl:
         )
 
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
-        """Take in a link report: `uplink_bps`, the rate at full share; else ignored."""
-        rate = report.get("uplink_bps")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        """Take in a link report: `uplink_bps`, the rate at full share, and how sure it is.
+
+        `uplink_sd_bps` is its standard deviation, `n` the readings behind it so far: a report that
+        merely repeats the last one teaches nothing.
+        """
+        known = self._devices.get(device)
+        rate = _number(report.get("uplink_bps"))
+        if known is None or rate is None or not LEAST_RATE_BPS <= rate <= MOST_RATE_BPS:
             return
-        if not LEAST_RATE_BPS <= rate <= MOST_RATE_BPS:
-            return
-        if not any(name == device for name, _ in self._sessions):
-            return  # what no session needs would only grow
-        link = self._links.setdefault(device, RateEstimator())
-        link.add(float(rate), now_s=now_s, deviation=REPORT_DEVIATION)
+        readings = _number(report.get("n"))
+        if readings is not None:
+            if readings == known.link_readings:
+                return
+            known.link_readings = int(min(readings, 2.0**53))
+        sd = _number(report.get("uplink_sd_bps"))
+        deviation = REPORT_DEVIATION if sd is None or sd <= 0.0 else sd / rate
+        deviation = min(max(deviation, LEAST_DEVIATION), MOST_DEVIATION)
+        known.link.add(rate, now_s=now_s, deviation=deviation)
 
     def observe_energy(
         self, device: str, *, draft_j_per_token: float, tx_j_per_bit: float, wait_w: float
     ) -> None:
         """Take in what a device measured of itself; negative or non-finite figures are ignored."""
         figures = (draft_j_per_token, tx_j_per_bit, wait_w)
-        known = any(name == device for name, _ in self._sessions)
+        known = self._devices.get(device)
         if known and all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
-            self._energy[device] = figures
+            known.energy = figures
 
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
-        """Return the session's next grant, from a plan solved again if need be."""
+        """Return the session's next grant, from the newest plan."""
         state = self._sessions.get((device, session))
         if state is None:
             return Grant(length=self._start)
@@ -241,40 +286,73 @@ class DraftControl:
         return replace(state.grant, length=max(1, min(self._start, self._max)), share=share)
 
     def closed(self, device: str, session: int, *, now_s: float) -> None:  # noqa: ARG002
-        """Forget a session, and its device's link when it was the last."""
-        self._sessions.pop((device, session), None)
-        if not any(name == device for name, _ in self._sessions):
-            self._links.pop(device, None)
-            self._energy.pop(device, None)
+        """Forget a session; what its device has shown is kept for the next one."""
+        state = self._sessions.pop((device, session), None)
+        if state is None:
+            return
+        state.device.survival, state.device.length = state.survival, state.grant.length
+        self._forget_oldest()
 
-    def _rate_bps(self, device: str) -> float:
-        link = self._links.get(device)
-        rate = None if link is None else link.rate_bps
-        return rate or DEFAULT_RATE_BPS
+    def _forget_oldest(self) -> None:
+        """Bound the memory of devices that have no session."""
+        if len(self._devices) <= DEVICES_KEPT:
+            return
+        busy = {device for device, _ in self._sessions}
+        idle = [device for device in self._devices if device not in busy]
+        for device in idle[: len(self._devices) - DEVICES_KEPT]:
+            del self._devices[device]
+
+    def _rate_bps(self, device: _Device) -> float:
+        return device.link.rate_bps or DEFAULT_RATE_BPS
 
     def _follow(self, now_s: float) -> None:
-        """Solve again where the inputs have drifted, and give out new grants."""
+        """Take over an answer that has come; ask again where the inputs have drifted."""
+        self._take_over(self._solver.take())
         fit = self._verify.fit()
         least_s = max(self._least_s, len(self._sessions) / DEVICES_PER_S)
-        if fit is None or now_s - self._looked_s < least_s:
+        if fit is None or self._solver.busy or now_s - self._looked_s < least_s:
             return
         self._looked_s = now_s
         basis = self._measure()
         if self._basis is not None and self._near(basis, self._basis):
             return
-        self._basis = basis
-        cell = self.cell()
-        plan = self._solve(cell)
-        chosen = self._modes(cell, plan)
-        if any(chosen):
-            with_ratio = with_modes(cell, chosen, length=max(1, self._start))
-            other = self._solve(with_ratio)
-            if other.weighted_goodput > plan.weighted_goodput:
-                cell, plan = with_ratio, other
-            else:
-                chosen = [None] * cell.count
-        self._plan = plan
-        self._give(cell, plan, chosen)
+        self._asked = basis
+        self._solver.ask(self._question())
+        self._take_over(self._solver.take())
+
+    def _take_over(self, answer: Answer | None) -> None:
+        if answer is None:
+            return
+        assert self._asked is not None
+        self._basis, self._plan, self._following = self._asked, answer.plan, answer.policy
+        band = 1.0 if self._shared else float(len(answer.modes))
+        for k, key in enumerate(self._basis.sessions):
+            state = self._sessions.get(key)
+            if state is None:
+                continue  # closed while this was being solved
+            ratio, plain = answer.modes[k], state.mode
+            if plain is Mode.RATIO and self._ratio_modes:
+                plain = Mode.COUPLED
+            share = float(answer.plan.bandwidth_hz[k]) / band if self._shared else 1.0
+            state.grant = Grant(
+                length=int(answer.plan.lengths[k]),
+                share=min(1.0, max(LEAST_SHARE, share)),
+                mode=plain if ratio is None else Mode.RATIO,
+                support=0 if ratio is None else ratio.support,
+            )
+
+    def _question(self) -> Question:
+        return Question(
+            cell=self.cell(),
+            policy=self._policy,
+            objective=self._objective,
+            rate_tokens_per_s=self._rate,
+            following=self._following,
+            ratio_modes=self._ratio_modes,
+            may_upload=tuple(state.mode is Mode.RATIO for state in self._sessions.values()),
+            always_upload=self._always_upload,
+            usual_length=max(1, self._start),
+        )
 
     def _measure(self) -> _Basis:
         fit = self._verify.fit()
@@ -287,11 +365,12 @@ class DraftControl:
         for state in self._sessions.values():
             curve = state.survival.curve()
             inputs += [
-                state.draft_s.value or DEFAULT_DRAFT_S,
+                state.device.draft_s.value or DEFAULT_DRAFT_S,
                 self._rate_bps(state.device),
                 1.0 - min(float(curve[0]), 0.999),
                 1.0 + float(curve.sum()),
-                0.02 + (state.round_trip.round_trip_s or 0.0),
+                0.02 + (state.device.round_trip.round_trip_s or 0.0),
+                *state.device.energy,
             ]
         return _Basis(tuple(self._sessions), np.log(np.maximum(inputs, 1e-9)))
 
@@ -310,9 +389,10 @@ class DraftControl:
         if fit is None or not self._sessions:
             raise ValueError("nothing was measured yet")
         states = list(self._sessions.values())
+        devices = [state.device for state in states]
         context_s = fit.per_context_s * (self._verify.mean_context_tokens or 0.0)
         count = max(self._verify.mean_requests or 1.0, 1.0)
-        energy = np.array([self._energy.get(state.device, (0.0, 0.0, 0.0)) for state in states])
+        energy = np.array([device.energy for device in devices])
         return Cell(
             draft_j=energy[:, 0],
             tx_j_per_bit=energy[:, 1],
@@ -327,55 +407,16 @@ class DraftControl:
                 per_request_s=fit.per_request_s + context_s / count,
                 per_row_s=fit.per_row_s,
             ),
-            draft_s=np.array([state.draft_s.value or DEFAULT_DRAFT_S for state in states]),
-            efficiency=np.array([self._rate_bps(state.device) for state in states]),
+            draft_s=np.array([device.draft_s.value or DEFAULT_DRAFT_S for device in devices]),
+            efficiency=np.array([self._rate_bps(device) for device in devices]),
             survival=np.array([self._curve(state)[: self._max] for state in states]),
-            weight=np.array([self._weights.get(state.device, 1.0) for state in states]),
-            delay_s=np.array([state.round_trip.round_trip_s or 0.0 for state in states]),
+            weight=np.array([self._weights.get(device, 1.0) for device, _ in self._sessions]),
+            delay_s=np.array([device.round_trip.round_trip_s or 0.0 for device in devices]),
             min_length=self._min,
             max_length=self._max,
             overlap=self._overlap,
             ids=tuple(f"{device}/{session}" for device, session in self._sessions),
         )
-
-    def _solve(self, cell: Cell) -> Plan:
-        """Return the plan for the objective; where that cannot be had, the one for goodput."""
-        if self._objective == "energy":
-            try:
-                plan = bounded_plan(cell, efficiency=True)
-            except CellError:
-                return self._solve_goodput(cell)
-            self._chosen = "synchronous" if self._policy == "auto" else self._policy
-            return plan
-        if self._objective == "capacity":
-            served = capacity(cell, self._rate)
-            lengths, bands = np.zeros(cell.count, dtype=np.int64), np.zeros(cell.count)
-            lengths[served.served], bands[served.served] = served.lengths, served.bandwidth_hz
-            self._chosen = "continuous" if self._policy == "auto" else self._policy
-            return continuous_plan(cell, np.maximum(lengths, self._min), bands + 1e-9)
-        return self._solve_goodput(cell)
-
-    def _solve_goodput(self, cell: Cell) -> Plan:
-        fair = self._objective == "fair"
-        solvers: dict[str, Callable[[], Plan]] = {
-            "continuous": lambda: continuous(cell, fair=fair, polish=cell.count <= POLISHED),
-            "synchronous": lambda: heterogeneous(cell, fair=fair),
-            "ping_pong": lambda: ping_pong(cell),
-        }
-        names = [self._policy]
-        if self._policy == "auto":
-            names = ["continuous", "synchronous"]
-            if cell.count > 1 and not fair:
-                names.append("ping_pong")
-        elif self._policy == "ping_pong" and cell.count < 2:
-            names = ["continuous"]
-        plans = {name: solvers[name]() for name in names}
-        best = max(plans, key=lambda name: plans[name].weighted_goodput)
-        kept = plans.get(self._chosen)
-        need = 0.0 if kept is None else (1.0 + SWITCH_GAIN) * kept.weighted_goodput
-        if plans[best].weighted_goodput > need:
-            self._chosen = best
-        return plans[self._chosen]
 
     def _curve(self, state: _Session) -> Floats:
         """Return a session's survival as it would be without distributions."""
@@ -385,22 +426,13 @@ class DraftControl:
                 return rescaled(curve, 1.0 / ratio.acceptance_gain)
         return curve
 
-    def _modes(self, cell: Cell, plan: Plan) -> list[RatioMode | None]:
-        """Return every session's best ratio mode, None where none helps or none is allowed."""
-        return [
-            best_mode(cell, plan, k, self._ratio_modes) if state.mode is Mode.RATIO else None
-            for k, state in enumerate(self._sessions.values())
-        ]
 
-    def _give(self, cell: Cell, plan: Plan, chosen: list[RatioMode | None]) -> None:
-        for k, state in enumerate(self._sessions.values()):
-            share = float(plan.bandwidth_hz[k]) / cell.bandwidth_hz if self._shared else 1.0
-            ratio, plain = chosen[k], state.mode
-            if plain is Mode.RATIO and self._ratio_modes:
-                plain = Mode.COUPLED
-            state.grant = Grant(
-                length=int(plan.lengths[k]),
-                share=min(1.0, max(LEAST_SHARE, share)),
-                mode=plain if ratio is None else Mode.RATIO,
-                support=0 if ratio is None else ratio.support,
-            )
+def _number(value: object) -> float | None:
+    """Return a finite number of a report, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -6,6 +6,7 @@ the device's link and share. It knows cells and plans, and no session.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,12 +73,17 @@ def best_mode(cell: Cell, plan: Plan, k: int, modes: tuple[RatioMode, ...]) -> R
     return found
 
 
-def with_modes(cell: Cell, chosen: list[RatioMode | None], *, length: int) -> Cell:
-    """Return the cell with the chosen modes' survival, and their bits as a slower link.
+def with_modes(cell: Cell, chosen: Sequence[RatioMode | None], *, length: int) -> Cell:
+    """Return the cell with the chosen modes' survival and bits.
 
-    Exact for drafts of `length` tokens; at others the message's overhead is off by as much as the
-    distributions are dearer than ids.
+    Where devices differ, the bits appear as a slower link, which is exact for drafts of `length`
+    tokens; at others the message's overhead is off by as much as the distributions are dearer than
+    ids.
     """
+    first = chosen[0]
+    if first is not None and all(mode == first for mode in chosen):
+        survival = np.array([rescaled(curve, first.acceptance_gain) for curve in cell.survival])
+        return replace(cell, survival=survival, payload_bits=first.bits_per_token)
     survival, efficiency = cell.survival.copy(), cell.efficiency.copy()
     usual = cell.overhead_bits + length * cell.payload_bits
     for k, mode in enumerate(chosen):

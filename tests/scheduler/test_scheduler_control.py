@@ -9,10 +9,10 @@ import pytest
 
 from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost, geometric_survival
 from edge_server.scheduler.continuous import continuous, continuous_plan
-from edge_server.scheduler.control import DraftControl, RatioMode
+from edge_server.scheduler.control import DraftControl
 from edge_server.scheduler.heterogeneous import heterogeneous
 from edge_server.scheduler.interface import Mode, RoundReport, VerifyReport
-from edge_server.scheduler.modes import rescaled
+from edge_server.scheduler.modes import RatioMode, rescaled
 from edge_server.scheduler.policies import make_policy
 from edge_server.simulation.event_loop import run_cell
 
@@ -277,3 +277,90 @@ def test_one_device_that_lies_spoils_no_plan() -> None:
 def test_rescaled_survival() -> None:
     curve = geometric_survival(np.array([0.8]), 4)[0]
     np.testing.assert_allclose(rescaled(curve, 0.5), 0.9 ** np.arange(1, 5))
+
+
+def drafted(
+    control: DraftControl, *, accepted: int, draft_s: float, turnaround_s: float, now_s: float
+) -> None:
+    """Report one round of four drafted tokens."""
+    control.observe_verify(
+        VerifyReport(requests=1, rows=5, context_tokens=50, duration_s=0.1, now_s=now_s)
+    )
+    control.observe(
+        RoundReport(
+            device="d",
+            session=1,
+            drafted=4,
+            accepted=accepted,
+            draft_s=draft_s,
+            uplink_bytes=0,
+            turnaround_s=turnaround_s,
+            now_s=now_s,
+        )
+    )
+
+
+def test_tokens_drafted_while_waiting_hide_neither_draft_time_nor_round_trip() -> None:
+    """Behind a draft accepted whole, two of four tokens were drafted before the verdict came."""
+    control = DraftControl()
+    control.opened("d", 1, mode=Mode.GREEDY, now_s=0.0)
+    control.observe_link("d", {"uplink_bps": 1e9}, now_s=0.0)
+    for number in range(20):
+        now_s = 1.0 + number
+        whole = number % 2 == 0
+        turnaround_s = 0.08 + 0.03 if whole else 0.04 + 0.03
+        drafted(
+            control,
+            accepted=4 if whole else 1,
+            draft_s=0.08,
+            turnaround_s=turnaround_s,
+            now_s=now_s,
+        )
+    cell = control.cell()
+    assert cell.draft_s[0] == pytest.approx(0.02)
+    assert cell.delay_s[0] == pytest.approx(0.03)
+
+
+def test_a_device_that_comes_back_is_known() -> None:
+    control = DraftControl(policy="continuous")
+    control.opened("d", 1, mode=Mode.GREEDY, now_s=0.0)
+    control.observe_link("d", {"uplink_bps": 3e6}, now_s=0.0)
+    feed(control, rounds=60, acceptance=0.2, pass_s=0.1)
+    before, length = control.cell(), control.grant("d", 1, now_s=60.0).length
+    control.closed("d", 1, now_s=61.0)
+    assert control.opened("d", 2, mode=Mode.GREEDY, now_s=62.0).length == length
+    after = control.cell()
+    assert after.draft_s == before.draft_s
+    assert after.efficiency == before.efficiency == pytest.approx(3e6)
+    assert after.survival[0, 0] == pytest.approx(before.survival[0, 0], abs=0.1)
+    assert control.opened("stranger", 3, mode=Mode.GREEDY, now_s=63.0).length == 4
+
+
+def test_devices_that_left_are_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_server.scheduler.control.DEVICES_KEPT", 3)
+    control = DraftControl()
+    control.opened("stays", 0, mode=Mode.GREEDY, now_s=0.0)
+    for number in range(1, 10):
+        control.opened(f"d{number}", number, mode=Mode.GREEDY, now_s=0.0)
+        control.closed(f"d{number}", number, now_s=0.0)
+    assert list(control._devices) == ["stays", "d8", "d9"]
+
+
+def test_a_link_report_that_repeats_itself_teaches_nothing() -> None:
+    def after(reports: list[dict[str, object]]) -> float:
+        control = DraftControl()
+        control.opened("d", 1, mode=Mode.GREEDY, now_s=0.0)
+        control.observe_verify(
+            VerifyReport(requests=1, rows=5, context_tokens=5, duration_s=0.1, now_s=0.0)
+        )
+        control.observe_link("d", {"uplink_bps": 1e6, "n": 1}, now_s=0.0)
+        for number, report in enumerate(reports):
+            control.observe_link("d", report, now_s=1.0 + number)
+        return float(control.cell().efficiency[0])
+
+    vague: dict[str, object] = {"uplink_bps": 1.5e6, "uplink_sd_bps": 0.75e6}
+    once = after([vague | {"n": 2}])
+    assert after([vague | {"n": 2}] * 20) == once
+    assert 1.5e6 > after([vague | {"n": 2 + number} for number in range(20)]) > once
+    sure = after([vague | {"n": 2, "uplink_sd_bps": 0.03e6}])
+    assert sure > once > 1e6
