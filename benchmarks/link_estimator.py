@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import math
 import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +24,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.namespaces import (
+    GOODPUT_SHARE,
+    board_link,
+    broker_configuration,
+    die_with_parent,
+    end,
+    enter_own_network,
+    ip,
+    mosquitto,
+    namespace,
+    shape,
+    timer_lateness,
+    wait_until,
+)
 from sdk.config import BrokerConfig
 from sdk.link.pacing import PacedTransport
 from sdk.link.probes import available_probes
@@ -35,34 +46,19 @@ from sdk.link.report import LinkReport
 from sdk.link.reporter import LinkReporter
 from sdk.transport.mqtt import MqttTransport
 
-INSIDE = "MULTISPIN_LINK_NAMESPACE"
 BOARD_ADDRESS, SERVER_ADDRESS, PORT = "10.99.0.1", "10.99.0.2", 1883
 STEPS_MBPS = (8.0, 2.0, 6.0)
 STEP_S = 12.0
 SETTLE_S = 3.0
-GOODPUT_SHARE = 1448 / 1514  # of a link's rate: what full segments carry, the unit of reports
-PR_SET_PDEATHSIG = 1
-# A process that changes its user forgets that it is to die with its parent: stay root.
-CONFIG = f"""listener {PORT}
-allow_anonymous true
-set_tcp_nodelay true
-persistence false
-log_dest none
-user root
-"""
 
 
 def main() -> int:
     """Enter a namespace of our own, build the link, run one scenario."""
     args = parse_arguments()
-    if os.geteuid() != 0 or not shutil.which("unshare") or not mosquitto():
-        print("link_estimator: needs root, unshare, tc and mosquitto", file=sys.stderr)
+    missing = enter_own_network("benchmarks.link_estimator")
+    if missing:
+        print(f"link_estimator: {missing}", file=sys.stderr)
         return 2
-    if os.environ.get(INSIDE) != "1":
-        # exec keeps the process id, so whoever started us can still end us.
-        program = [sys.executable, "-m", "benchmarks.link_estimator", *sys.argv[1:]]
-        command = ["unshare", "--net", *program]
-        os.execvpe("unshare", command, os.environ | {INSIDE: "1"})  # noqa: S606
     # The link is what is measured, not what else this machine does; inherited by the broker.
     os.setpriority(os.PRIO_PROCESS, 0, -15)
     with shaped_link() as broker, timer_lateness() as lateness_s:
@@ -89,10 +85,7 @@ def parse_arguments() -> argparse.Namespace:
 @contextlib.contextmanager
 def shaped_link() -> Iterator[BrokerConfig]:
     """Yield the address of a broker behind an uplink of 8 Mbit/s."""
-    with contextlib.ExitStack() as stack:
-        config = os.memfd_create("mosquitto.conf", 0)  # leaves nothing behind
-        stack.callback(os.close, config)
-        os.write(config, CONFIG.encode())
+    with broker_configuration(PORT) as config, contextlib.ExitStack() as stack:
         command = ["unshare", "--net", mosquitto() or "mosquitto", "-c", f"/dev/fd/{config}"]
         server = subprocess.Popen(
             command, preexec_fn=die_with_parent, pass_fds=[config], stderr=subprocess.DEVNULL
@@ -100,92 +93,15 @@ def shaped_link() -> Iterator[BrokerConfig]:
         stack.callback(end, server)
         wait_until(lambda: namespace(server.pid) != namespace(os.getpid()))
         ip("link", "set", "lo", "up")
-        ip("link", "add", "up0", "type", "veth", "peer", "name", "down0", "netns", str(server.pid))
-        ip("address", "add", f"{BOARD_ADDRESS}/24", "dev", "up0")
-        ip("link", "set", "up0", "up")
-        for arguments in (
-            ("address", "add", f"{SERVER_ADDRESS}/24", "dev", "down0"),
-            ("link", "set", "down0", "up"),
-        ):
-            ip(*arguments, inside=server.pid)
+        board_link(
+            os.getpid(),
+            name="down0",
+            board=f"{BOARD_ADDRESS}/24",
+            server=f"{SERVER_ADDRESS}/24",
+            server_pid=server.pid,
+        )
         shape(STEPS_MBPS[0])
         yield BrokerConfig(host=SERVER_ADDRESS, port=PORT)
-
-
-def shape(rate_mbps: float) -> None:
-    """Set the uplink's rate.
-
-    The burst is a frame and a half: less, and a shaper whose timer is late on a busy machine runs
-    slower than it says; much more, and a train passes before it is shaped.
-    """
-    command = f"tc qdisc replace dev up0 root tbf rate {rate_mbps}mbit burst 1600 latency 50ms"
-    run(command.split())
-
-
-def ip(*arguments: str, inside: int | None = None) -> None:
-    """Run `ip`, in another process's namespace if one is given."""
-    prefix = ["nsenter", "-t", str(inside), "-n"] if inside else []
-    run([*prefix, "ip", *arguments])
-
-
-def run(command: Sequence[str]) -> None:
-    """Run a command to its end."""
-    subprocess.run(command, check=True, capture_output=True, timeout=10)
-
-
-def namespace(pid: int) -> str:
-    """Return the network namespace of a process."""
-    return os.readlink(f"/proc/{pid}/ns/net")
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this child when its parent goes, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a child."""
-    process.kill()
-    process.wait(10)
-
-
-def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
-    """Wait for a condition."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise TimeoutError("the link was not ready in time")
-        time.sleep(0.01)
-
-
-def mosquitto() -> str | None:
-    """Return where mosquitto is."""
-    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-@contextlib.contextmanager
-def timer_lateness() -> Iterator[list[float]]:
-    """Yield a list that fills with how late 10 ms sleeps end.
-
-    A software shaper whose timers are late by more than a frame takes (1.5 ms at 8 Mbit/s) is no
-    longer the link that it is set to be.
-    """
-    lateness_s: list[float] = []
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.is_set():
-            before_s = time.monotonic()
-            time.sleep(0.01)
-            lateness_s.append(time.monotonic() - before_s - 0.01)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield lateness_s
-    finally:
-        done.set()
-        thread.join()
 
 
 # the estimate

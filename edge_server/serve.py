@@ -29,11 +29,11 @@ from sdk.protocol import UP_FILTER, bits_per_id
 from sdk.protocol.proposals import proposal_bytes
 from sdk.transport.mqtt import MqttTransport
 
-__all__ = ["configure", "ratio_modes", "run"]
+__all__ = ["DRAFT_OVERHEAD_BITS", "configure", "ratio_modes", "run"]
 
 _CONNECT_TIMEOUT_S = 10.0
 _START_LENGTH = 4
-_DRAFT_OVERHEAD_BITS = 8.0 * 90  # draft header, MQTT, TCP and IP around the ids
+DRAFT_OVERHEAD_BITS = 8.0 * 90  # draft header, MQTT, TCP and IP around the ids
 _SUPPORTS = (8, 32)
 _WEIGHT_BITS = 8
 # Measured on one pair at temperature 1: acceptance 0.61 coupled, 0.67 by the ratio test.
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             max_length=args.max_draft,
             start_length=min(_START_LENGTH, args.max_draft),
             bits_per_token=bits_per_id(verifier.vocabulary_size),
-            overhead_bits=_DRAFT_OVERHEAD_BITS,
+            overhead_bits=DRAFT_OVERHEAD_BITS,
             shared_band=not args.separate_links,
             rate_tokens_per_s=args.rate,
             ratio_modes=ratio_modes(args.ratio, verifier.vocabulary_size),

@@ -50,6 +50,7 @@ class _Device:
     round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
     link: RateEstimator = field(default_factory=RateEstimator)
     link_readings: int = -1  # that stood behind the last link report
+    fill: dict[int, DecayedMean] = field(default_factory=dict)  # part of a support that is used
     energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
     survival: SurvivalEstimator | None = None  # of its last session
     length: int | None = None  # that its last session ended with
@@ -217,6 +218,9 @@ class DraftControl:
             return
         state.probe_drafts = max(0, state.probe_drafts - 1)
         state.survival.add(drafted=report.drafted, accepted=report.accepted)
+        if report.uploaded_ids and state.given.support:
+            fill = state.device.fill.setdefault(state.given.support, DecayedMean())
+            fill.add(min(1.0, report.uploaded_ids / (report.drafted * state.given.support)))
         drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
         if report.turnaround_s is None or not report.draft_s > 0.0:
             return
@@ -348,11 +352,23 @@ class DraftControl:
             objective=self._objective,
             rate_tokens_per_s=self._rate,
             following=self._following,
-            ratio_modes=self._ratio_modes,
-            may_upload=tuple(state.mode is Mode.RATIO for state in self._sessions.values()),
+            ratio_modes=tuple(self._modes_of(state) for state in self._sessions.values()),
             always_upload=self._always_upload,
             usual_length=max(1, self._start),
         )
+
+    def _modes_of(self, state: _Session) -> tuple[RatioMode, ...]:
+        """Return how a session may upload distributions, with what they really take."""
+        if state.mode is not Mode.RATIO:
+            return ()
+        return tuple(
+            replace(mode, bits_per_token=self._bits + fill * (mode.bits_per_token - self._bits))
+            for mode, fill in ((mode, self._fill(state, mode)) for mode in self._ratio_modes)
+        )
+
+    def _fill(self, state: _Session, mode: RatioMode) -> float:
+        measured = state.device.fill.get(mode.support)
+        return (None if measured is None else measured.value) or 1.0
 
     def _measure(self) -> _Basis:
         fit = self._verify.fit()
@@ -371,6 +387,7 @@ class DraftControl:
                 1.0 + float(curve.sum()),
                 0.02 + (state.device.round_trip.round_trip_s or 0.0),
                 *state.device.energy,
+                *(mode.bits_per_token for mode in self._modes_of(state)),
             ]
         return _Basis(tuple(self._sessions), np.log(np.maximum(inputs, 1e-9)))
 

@@ -37,9 +37,8 @@ class Question:
         objective: one of `OBJECTIVES`.
         rate_tokens_per_s: what a device must get under `capacity`.
         following: the policy that the engine follows now, kept where another gains little.
-        ratio_modes: ways to upload distributions.
-        may_upload: per device, whether it may be moved to one of them.
-        always_upload: those that may, must.
+        ratio_modes: per device, the ways to upload distributions that it may be moved to.
+        always_upload: whoever has such a way takes the first.
         usual_length: of a draft, to charge a message's overhead by.
     """
 
@@ -48,8 +47,7 @@ class Question:
     objective: str = "goodput"
     rate_tokens_per_s: float = 0.0
     following: str = "continuous"
-    ratio_modes: tuple[RatioMode, ...] = ()
-    may_upload: tuple[bool, ...] = ()
+    ratio_modes: tuple[tuple[RatioMode, ...], ...] = ()
     always_upload: bool = False
     usual_length: int = 4
 
@@ -72,15 +70,13 @@ class Answer:
 def answer(question: Question) -> Answer:
     """Return the best plan found; distributions are uploaded where that raises the goodput."""
     cell, nobody = question.cell, (None,) * question.cell.count
+    ways = question.ratio_modes or ((),) * cell.count
     if question.always_upload:
-        modes = tuple(question.ratio_modes[0] if may else None for may in question.may_upload)
+        modes = tuple(own[0] if own else None for own in ways)
         policy, plan = _plan(question, with_modes(cell, modes, length=question.usual_length))
         return Answer(policy=policy, plan=plan, modes=modes)
     policy, plan = _plan(question, cell)
-    modes = tuple(
-        best_mode(cell, plan, k, question.ratio_modes) if may else None
-        for k, may in enumerate(question.may_upload)
-    )
+    modes = tuple(best_mode(cell, plan, k, own) for k, own in enumerate(ways))
     if any(modes):
         other_policy, other = _plan(question, with_modes(cell, modes, length=question.usual_length))
         if other.weighted_goodput > plan.weighted_goodput:

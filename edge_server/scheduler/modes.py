@@ -76,18 +76,17 @@ def best_mode(cell: Cell, plan: Plan, k: int, modes: tuple[RatioMode, ...]) -> R
 def with_modes(cell: Cell, chosen: Sequence[RatioMode | None], *, length: int) -> Cell:
     """Return the cell with the chosen modes' survival and bits.
 
-    Where devices differ, the bits appear as a slower link, which is exact for drafts of `length`
-    tokens; at others the message's overhead is off by as much as the distributions are dearer than
-    ids.
+    A token has the mean of the chosen modes' bits where all devices have one; what a device's
+    tokens differ from that appears as a slower or faster link. That is exact for drafts of `length`
+    tokens; at others the message's overhead is off by as much as the tokens differ.
     """
-    first = chosen[0]
-    if first is not None and all(mode == first for mode in chosen):
-        survival = np.array([rescaled(curve, first.acceptance_gain) for curve in cell.survival])
-        return replace(cell, survival=survival, payload_bits=first.bits_per_token)
+    modes = [mode for mode in chosen if mode is not None]
+    every = len(modes) == cell.count
+    bits = float(np.mean([mode.bits_per_token for mode in modes])) if every else cell.payload_bits
     survival, efficiency = cell.survival.copy(), cell.efficiency.copy()
-    usual = cell.overhead_bits + length * cell.payload_bits
+    usual = cell.overhead_bits + length * bits
     for k, mode in enumerate(chosen):
         if mode is not None:
             survival[k] = rescaled(survival[k], mode.acceptance_gain)
             efficiency[k] *= usual / (cell.overhead_bits + length * mode.bits_per_token)
-    return replace(cell, survival=survival, efficiency=efficiency)
+    return replace(cell, survival=survival, efficiency=efficiency, payload_bits=bits)

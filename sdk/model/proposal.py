@@ -71,8 +71,9 @@ def propose(
     Args:
         shaped: transformed logits, [vocab]; −inf where a token is excluded.
         support: ids to keep at most, the likeliest, in [1, MAX_SUPPORT].
-        weight_bits: weights are rounded to [1, 2^weight_bits], the likeliest id's being the
-            greatest; in [1, MAX_WEIGHT_BITS].
+        weight_bits: weights are rounded to [0, 2^weight_bits], the likeliest id's being the
+            greatest; in [1, MAX_WEIGHT_BITS]. Ids whose weight comes to 0 are left out: hundreds
+            of them raised to 1 would outweigh the ids that the drafter means.
         coverage: stop at the smallest set of those ids that reaches this probability, in (0, 1].
     """
     if not 1 <= support <= MAX_SUPPORT or not 1 <= weight_bits <= MAX_WEIGHT_BITS:
@@ -87,5 +88,6 @@ def propose(
         reached = np.flatnonzero(np.cumsum(relative) >= coverage * total)
         kept = int(reached[0]) + 1 if reached.size else len(ids)
         ids, relative = ids[:kept], relative[:kept]
-    weights = np.maximum(np.rint(relative * (1 << weight_bits)), 1)
-    return Proposal(token_ids=tuple(ids.tolist()), weights=tuple(weights.astype(np.int64).tolist()))
+    weights = np.rint(relative * (1 << weight_bits)).astype(np.int64)
+    ids = ids[weights > 0]  # the likeliest stand first, so these are a prefix
+    return Proposal(token_ids=tuple(ids.tolist()), weights=tuple(weights[: len(ids)].tolist()))

@@ -117,8 +117,7 @@ def test_uploads_that_are_obligatory_enter_the_plan_with_their_own_bits() -> Non
     question = Question(
         cell=CELL,
         policy="synchronous",
-        ratio_modes=(ratio,),
-        may_upload=(True, True, True),
+        ratio_modes=((ratio,),) * 3,
         always_upload=True,
     )
     found = answer(question)
