@@ -14,12 +14,14 @@ from pathlib import Path
 
 from edge_server.broker import start_broker
 from edge_server.gateway import GatewayLimits
+from edge_server.metrics import metrics_text, parse_address, serve_metrics
 from edge_server.scheduler.control import OBJECTIVES, DraftControl, RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
 from edge_server.server import EdgeServer
+from edge_server.server_energy import ServerEnergy, meter_server
 from edge_server.verifier.interface import Verifier
 from edge_server.verifier.onnx import OnnxVerifier
-from sdk.config import BrokerConfig, load_config
+from sdk.config import BrokerConfig, load_config, shipped_model
 from sdk.errors import ConfigError, ConnectError
 from sdk.protocol import UP_FILTER, bits_per_id
 from sdk.protocol.proposals import proposal_bytes
@@ -81,9 +83,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICY_NAMES,
-        default="continuous",
-        help="which drafts share a pass: whatever waits (default), everybody's, or two groups in "
-        "turn; auto: by predicted goodput",
+        help="which drafts share a pass: whatever waits (continuous, the default), everybody's "
+        "(synchronous, the default with objective energy or a cap), or two groups in turn; auto: "
+        "by predicted goodput",
     )
     parser.add_argument(
         "--objective",
@@ -93,6 +95,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, metavar="R", help="tokens/s that a device must get"
+    )
+    parser.add_argument(
+        "--energy-cap",
+        type=float,
+        metavar="W",
+        help="most average power of any device, by its own energy records",
+    )
+    parser.add_argument(
+        "--energy",
+        default="auto",
+        metavar="auto|METER|none",
+        help="the server's own meter, split among devices by verified rows (default: the NVIDIA "
+        "card's, where there is one)",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="[ADDRESS:]PORT",
+        help="answer Prometheus at http://ADDRESS:PORT/metrics (default address: 127.0.0.1)",
     )
     parser.add_argument(
         "--separate-links",
@@ -110,12 +130,14 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    policy = _policy(args)
     with ExitStack() as stack:
         verifier = _load_verifier(args)
+        energy = stack.enter_context(meter_server(args.energy))
         broker = _join_broker(args, stack)
         transport = stack.enter_context(_connect(broker))
         control = DraftControl(
-            policy=args.policy,
+            policy=policy,
             objective=args.objective,
             max_length=args.max_draft,
             start_length=min(_START_LENGTH, args.max_draft),
@@ -123,16 +145,19 @@ def run(args: argparse.Namespace) -> int:
             overhead_bits=_DRAFT_OVERHEAD_BITS,
             shared_band=not args.separate_links,
             rate_tokens_per_s=args.rate,
+            energy_cap_w=args.energy_cap,
             ratio_modes=_ratio_modes(verifier.vocabulary_size),
         )
         server = EdgeServer(
             transport=transport,
             verifier=verifier,
             controller=control,
-            policy=make_policy(args.policy, choose=control.policy_name, groups=control.groups),
+            policy=make_policy(policy, choose=control.policy_name, groups=control.groups),
             limits=GatewayLimits(idle_s=args.idle),
+            energy=energy,
         )
-        _announce(args, broker, verifier)
+        metrics_port = _serve_metrics(args, server, control, stack)
+        _announce(args, broker, verifier, energy=energy, metrics_port=metrics_port)
         reporter = threading.Thread(
             target=_report, args=(args, server, stop), name="report", daemon=True
         )
@@ -143,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_verifier(args: argparse.Namespace) -> Verifier:
-    model = args.model or _shipped_target()
+    model = args.model or shipped_model("target")
     if args.backend == "torch":
         from edge_server.verifier.torch_backend import TorchVerifier
 
@@ -178,12 +203,31 @@ def _ratio_modes(vocabulary_size: int) -> tuple[RatioMode, ...]:
     )
 
 
-def _shipped_target() -> Path:
-    try:
-        from models.registry import pair_dir
-    except ModuleNotFoundError as error:
-        raise ConfigError("model: none is shipped here; name a folder with --model") from error
-    return pair_dir("target")
+def _policy(args: argparse.Namespace) -> str:
+    """Return the policy to run: energy and a cap are planned for rounds that all devices share."""
+    bounded = args.objective == "energy" or args.energy_cap is not None
+    if args.energy_cap is not None and not args.energy_cap > 0.0:
+        raise ConfigError(f"--energy-cap must be above 0 W, got {args.energy_cap}")
+    if args.energy_cap is not None and args.objective not in ("energy", "goodput"):
+        raise ConfigError(f"--energy-cap: not with --objective {args.objective}")
+    if bounded and args.policy not in (None, "auto", "synchronous"):
+        raise ConfigError(
+            f"--policy {args.policy}: objective energy and --energy-cap need synchronous or auto"
+        )
+    return args.policy or ("synchronous" if bounded else "continuous")
+
+
+def _serve_metrics(
+    args: argparse.Namespace, server: EdgeServer, control: DraftControl, stack: ExitStack
+) -> int | None:
+    if args.metrics is None:
+        return None
+    return stack.enter_context(
+        serve_metrics(
+            parse_address(args.metrics),
+            lambda: metrics_text(server, link_bps=control.link_rates()),
+        )
+    )
 
 
 def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
@@ -207,11 +251,25 @@ def _connect(broker: BrokerConfig) -> MqttTransport:
     return transport
 
 
-def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: Verifier) -> None:
+def _announce(
+    args: argparse.Namespace,
+    broker: BrokerConfig,
+    verifier: Verifier,
+    *,
+    energy: ServerEnergy | None,
+    metrics_port: int | None,
+) -> None:
     """Say where devices find this server."""
     if args.json:
-        print(json.dumps({"ready": f"{broker.host}:{broker.port}"}), flush=True)
+        ready: dict[str, object] = {"ready": f"{broker.host}:{broker.port}"}
+        if metrics_port is not None:
+            ready["metrics_port"] = metrics_port
+        print(json.dumps(ready), flush=True)
         return
+    if energy is not None:
+        print(f"multispin: own energy by {energy.meter} ({energy.scope})")
+    if metrics_port is not None:
+        print(f"multispin: metrics at port {metrics_port}, /metrics")
     print(
         f"multispin: verifying on {broker.host}:{broker.port}, {verifier.vocabulary_size} token "
         f"ids, context {verifier.context_length}, at most {args.sessions} sessions in "
@@ -231,7 +289,7 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
         before, before_s = counters.emitted, now_s
         if not changed:
             continue
-        figures = {
+        figures: dict[str, object] = {
             "sessions": len(server.sessions),
             "tokens_per_s": round(rate, 1),
             "emitted": counters.emitted,
@@ -242,9 +300,12 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
             "verify_s": round(counters.verify_s, 3),
             **server.gateway.counters,
             "energy": {
-                device: sums.as_json() for device, sums in server.gateway.energy.devices.items()
+                device: sums.as_json()
+                for device, sums in dict(server.gateway.energy.devices).items()
             },
         }
+        if server.energy is not None:
+            figures["server_energy"] = server.energy.as_json()
         if args.json:
             print(json.dumps(figures), flush=True)
         else:

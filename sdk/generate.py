@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdk.config import BrokerConfig, Config, load_config
+from sdk.config import BrokerConfig, Config, load_config, shipped_model
 from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
@@ -21,7 +21,7 @@ from sdk.measured_generation import MeasuredGeneration, energy_sentence
 from sdk.protocol import Mode
 from sdk.session import Offline, SessionOptions
 
-__all__ = ["configure", "default_device_id", "run", "shipped_drafter"]
+__all__ = ["configure", "default_device_id", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +111,7 @@ def _generate(device: Device, args: argparse.Namespace) -> dict[str, object]:
 
 
 def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> Device:
-    model = args.model or config.device.model or shipped_drafter()
+    model = args.model or config.device.model or shipped_model("drafter")
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
@@ -127,15 +127,6 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
             optimistic=not args.no_optimistic,
         ),
     )
-
-
-def shipped_drafter() -> Path:
-    """Return the folder of the drafter that ships with the distribution."""
-    try:
-        from models.registry import pair_dir
-    except ModuleNotFoundError as error:
-        raise ConfigError("model: none is shipped here; name a folder with --model") from error
-    return pair_dir("drafter")
 
 
 def default_device_id() -> str:

@@ -39,6 +39,9 @@ DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
 DEFAULT_DRAFT_S = 0.02
 DEFAULT_RATE_BPS = 8e6
 LEAST_RATE_BPS, MOST_RATE_BPS = 100.0, 1e12
+MOST_ENERGY = (1e3, 1.0, 1e3)  # J per drafted token, J/bit, W: beyond it no board
+NO_ENERGY = (0.0, 0.0, 0.0)
+MOST_DEVICES = 4096  # whose energy figures are remembered
 REPORT_DEVIATION = 0.1
 OBJECTIVES = ("capacity", "energy", "fair", "goodput")
 POLICIES = ("auto", "continuous", "ping_pong", "synchronous")
@@ -83,7 +86,8 @@ class DraftControl:
         overhead_bits: bits of a draft message besides.
         shared_band: whether the devices share one medium; if not, every share is 1.
         rate_tokens_per_s: what a device must get under `capacity` and `energy`.
-        energy_cap_w: most average power of any device under `energy`.
+        energy_cap_w: most average power of any device under `energy` and `goodput`, kept before
+            the rate where both cannot be had.
         ratio_modes: ratio modes that sampling sessions may be moved to.
         weights: what one token of a device is worth; 1 where not named.
     """
@@ -126,6 +130,8 @@ class DraftControl:
         self._rate, self._cap_w = rate_tokens_per_s, energy_cap_w
         if objective == "capacity" and not rate_tokens_per_s > 0.0:
             raise ValueError("objective capacity needs rate_tokens_per_s above 0")
+        if energy_cap_w is not None and objective not in ("energy", "goodput"):
+            raise ValueError(f"objective {objective} keeps no energy_cap_w: use energy or goodput")
         self._energy: dict[str, tuple[float, float, float]] = {}
         self._ratio_modes = ratio_modes
         self._weights = dict(weights or {})
@@ -215,13 +221,28 @@ class DraftControl:
         link.add(float(rate), now_s=now_s, deviation=REPORT_DEVIATION)
 
     def observe_energy(
-        self, device: str, *, draft_j_per_token: float, tx_j_per_bit: float, wait_w: float
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
     ) -> None:
-        """Take in what a device measured of itself; negative or non-finite figures are ignored."""
-        figures = (draft_j_per_token, tx_j_per_bit, wait_w)
-        known = any(name == device for name, _ in self._sessions)
-        if known and all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
-            self._energy[device] = figures
+        """Take in what a device measured of itself; what no board can spend is ignored."""
+        told = (draft_j_per_token, tx_j_per_bit, wait_w)
+        if any(
+            figure is not None and not 0.0 <= figure <= most
+            for figure, most in zip(told, MOST_ENERGY, strict=True)
+        ):
+            return
+        # Kept without a session too: a device tells what a generation cost once it is over.
+        known = self._energy.pop(device, NO_ENERGY)
+        if len(self._energy) >= MOST_DEVICES:
+            self._energy.pop(next(iter(self._energy)))
+        draft_j, tx_j, wait = (
+            old if new is None else new for old, new in zip(known, told, strict=True)
+        )
+        self._energy[device] = (draft_j, tx_j, wait)
 
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         """Return the session's next grant, from a plan solved again if need be."""
@@ -245,7 +266,6 @@ class DraftControl:
         self._sessions.pop((device, session), None)
         if not any(name == device for name, _ in self._sessions):
             self._links.pop(device, None)
-            self._energy.pop(device, None)
 
     def _rate_bps(self, device: str) -> float:
         link = self._links.get(device)
@@ -292,6 +312,7 @@ class DraftControl:
                 1.0 - min(float(curve[0]), 0.999),
                 1.0 + float(curve.sum()),
                 0.02 + (state.round_trip.round_trip_s or 0.0),
+                *self._energy.get(state.device, NO_ENERGY),
             ]
         return _Basis(tuple(self._sessions), np.log(np.maximum(inputs, 1e-9)))
 
@@ -299,6 +320,10 @@ class DraftControl:
         if basis.sessions != other.sessions:
             return False
         return bool(np.abs(basis.inputs - other.inputs).max() <= math.log1p(self._drift))
+
+    def link_rates(self) -> dict[str, float]:
+        """Return the uplink rate at full share of every device whose link was seen, in bit/s."""
+        return {device: link.rate_bps or 0.0 for device, link in list(self._links.items())}
 
     def cell(self) -> Cell:
         """Return the cell as it is believed to be; band 1 is the whole uplink.
@@ -312,7 +337,7 @@ class DraftControl:
         states = list(self._sessions.values())
         context_s = fit.per_context_s * (self._verify.mean_context_tokens or 0.0)
         count = max(self._verify.mean_requests or 1.0, 1.0)
-        energy = np.array([self._energy.get(state.device, (0.0, 0.0, 0.0)) for state in states])
+        energy = np.array([self._energy.get(state.device, NO_ENERGY) for state in states])
         return Cell(
             draft_j=energy[:, 0],
             tx_j_per_bit=energy[:, 1],
@@ -340,10 +365,9 @@ class DraftControl:
 
     def _solve(self, cell: Cell) -> Plan:
         """Return the plan for the objective; where that cannot be had, the one for goodput."""
-        if self._objective == "energy":
-            try:
-                plan = bounded_plan(cell, efficiency=True)
-            except CellError:
+        if self._objective == "energy" or self._cap_w is not None:
+            plan = self._solve_bounded(cell)
+            if plan is None:
                 return self._solve_goodput(cell)
             self._chosen = "synchronous" if self._policy == "auto" else self._policy
             return plan
@@ -354,6 +378,15 @@ class DraftControl:
             self._chosen = "continuous" if self._policy == "auto" else self._policy
             return continuous_plan(cell, np.maximum(lengths, self._min), bands + 1e-9)
         return self._solve_goodput(cell)
+
+    def _solve_bounded(self, cell: Cell) -> Plan | None:
+        """Return the plan within cap and rate; without the rate, or nearest the cap, if need be."""
+        try:
+            return bounded_plan(cell, efficiency=self._objective == "energy")
+        except CellError:
+            if self._cap_w is None:
+                return None
+        return bounded_plan(replace(cell, min_rate=0.0), efficiency=False, strict=False)
 
     def _solve_goodput(self, cell: Cell) -> Plan:
         fair = self._objective == "fair"
