@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edge_server.broker import start_broker
+from edge_server.energy import DeviceEnergy
 from edge_server.gateway import GatewayLimits
 from edge_server.metrics import metrics_text, parse_address, serve_metrics
 from edge_server.scheduler.control import OBJECTIVES, DraftControl, RatioMode
@@ -281,12 +282,15 @@ def _announce(
 
 def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event) -> None:
     """Print what was done, every so often, while there is something to tell."""
-    before, before_s = 0, time.monotonic()
+    before, before_s, told = 0, time.monotonic(), 0
     while not stop.wait(args.report_every):
         counters, now_s = server.engine.counters, time.monotonic()
         rate = (counters.emitted - before) / (now_s - before_s)
-        changed = counters.emitted != before
+        devices = dict(server.gateway.energy.devices)
+        records = sum(sums.records + sums.refused for sums in devices.values())
+        changed = (counters.emitted, records) != (before, told)  # records follow the last token
         before, before_s = counters.emitted, now_s
+        told, new_records = records, records != told
         if not changed:
             continue
         figures: dict[str, object] = {
@@ -299,10 +303,7 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
             "rows_per_pass": round(counters.rows / max(counters.passes, 1), 2),
             "verify_s": round(counters.verify_s, 3),
             **server.gateway.counters,
-            "energy": {
-                device: sums.as_json()
-                for device, sums in dict(server.gateway.energy.devices).items()
-            },
+            "energy": {device: sums.as_json() for device, sums in devices.items()},
         }
         if server.energy is not None:
             figures["server_energy"] = server.energy.as_json()
@@ -315,3 +316,17 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
                 f"{figures['rows_per_pass']} rows a pass",
                 flush=True,
             )
+            if new_records:
+                _print_energy(devices, server.energy)
+
+
+def _print_energy(devices: dict[str, DeviceEnergy], own: ServerEnergy | None) -> None:
+    """Print joules per accepted token: what each device says, and the server's own share."""
+    shares = {} if own is None else own.devices()
+    for device, sums in devices.items():
+        parts = [f"{sums.gross_j / sums.accepted:.4g} J by itself"] if sums.accepted else []
+        share = shares.get(device)
+        if share is not None and share.accepted:
+            parts.append(f"{share.joules / share.accepted:.4g} J here")
+        if parts:
+            print(f"  {device}: {' and '.join(parts)} per accepted token", flush=True)

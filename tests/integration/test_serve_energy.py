@@ -52,7 +52,6 @@ def test_the_server_s_share_stands_beside_the_devices_own_joules(
     ) as said:
         port = json.loads(said.readline())["metrics_port"]
         sent = generate(mosquitto, drafter, *meter)["energy"]
-        generate(mosquitto, drafter)
         report: dict[str, Any] = {}
         while not report.get("energy") or not report.get("server_energy", {}).get("devices"):
             report = json.loads(said.readline())
