@@ -77,6 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="idle seconds measured before and after, for net figures; 0: gross only",
     )
+    parser.add_argument(
+        "--energy-trace",
+        type=Path,
+        metavar="FILE",
+        help="write samples and phases, for 'multispin energy report'",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
@@ -85,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
     energy: EnergyRecord | None = None
+    if args.energy_trace and not args.energy:
+        raise ConfigError("--energy-trace: needs --energy auto or --energy METER")
     with _device(args, broker, config) as device:
         if args.energy:
             with MeasuredGeneration(
@@ -92,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
             ) as measured:
                 summary = _generate(device, args)
             energy = measured.report()
+            if args.energy_trace:
+                measured.write_trace(args.energy_trace, energy)
         else:
             summary = _generate(device, args)
     if args.json:
