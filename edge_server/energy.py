@@ -6,16 +6,18 @@ meters; a record's schema is the device's (`multispin.energy-per-token`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from sdk.errors import MalformedFrameError
 
-__all__ = ["DeviceEnergy", "EnergyLedger"]
+__all__ = ["DeviceEnergy", "EnergyLedger", "scheduler_figures"]
 
 _MAX_DEVICES = 4096
+_MAX_NUMBER = 1e300  # integers of JSON may be beyond any float
+_TRUSTED = ("ok", "degraded")
+_FIGURES = ("draft_j_per_token", "tx_j_per_bit", "wait_w")
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class EnergyLedger:
         if len(self.devices) >= _MAX_DEVICES:
             self.devices.pop(next(iter(self.devices)))
         self.devices[device] = sums
-        if gross_j is None or record.get("verdict") not in ("ok", "degraded"):
+        if gross_j is None or record.get("verdict") not in _TRUSTED:
             sums.refused += 1
             return
         sums.records += 1
@@ -74,6 +76,21 @@ class EnergyLedger:
         sums.drafted += counts["drafted"]
         sums.accepted += counts["accepted"]
         sums.emitted += counts["emitted"]
+
+
+def scheduler_figures(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what the scheduler wants of a record, as arguments of `Controller.observe_energy`.
+
+    Empty where the record is not trusted. A figure below 0 is one that the split into phases could
+    not resolve: not known.
+
+    Raises:
+        MalformedFrameError: naming the figure that is no number.
+    """
+    told = record.get("scheduler")
+    if not isinstance(told, dict) or record.get("verdict") not in _TRUSTED:
+        return {}
+    return {name: _figure(told.get(name), f"scheduler.{name}") for name in _FIGURES}
 
 
 def _count(record: Mapping[str, Any], name: str) -> int:
@@ -90,8 +107,22 @@ def _gross_j(record: Mapping[str, Any]) -> float | None:
     if gross is None:
         return None
     value = gross.get("value") if isinstance(gross, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
+    if not _is_number(value) or value < 0.0:
         raise MalformedFrameError(
             "energy record: energy.gross_j.value must be a number of at least 0"
         )
     return float(value)
+
+
+def _figure(value: object, name: str) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value):
+        raise MalformedFrameError(f"energy record: {name} must be a number or null")
+    return float(value) if value >= 0.0 else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+    )

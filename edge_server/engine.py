@@ -18,6 +18,7 @@ from edge_server.scheduler.interface import (
     VerifyReport,
     Waiting,
 )
+from edge_server.server_energy import ServerEnergy
 from edge_server.sessions import Session, SessionTable
 from edge_server.verifier.interface import Verifier, VerifyOutcome, VerifyRequest
 from sdk.protocol import Draft, End, Verdict, bits_per_id
@@ -53,12 +54,14 @@ class Engine:
         sessions: SessionTable,
         send: Callable[[Session, Verdict], None],
         clock: Callable[[], float],
+        energy: ServerEnergy | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
             send: delivers a verdict.
             clock: monotonic seconds.
+            energy: the server's own meter, told whose rows were verified.
         """
         self._verifier = verifier
         self._controller = controller
@@ -66,6 +69,7 @@ class Engine:
         self._sessions = sessions
         self._send = send
         self._clock = clock
+        self._energy = energy
         self._id_bits = bits_per_id(verifier.vocabulary_size)
         self._to_prefill: deque[Session] = deque()
         self.counters = EngineCounters()
@@ -150,6 +154,7 @@ class Engine:
     def _commit_one(
         self, session: Session, outcome: VerifyOutcome, *, started_s: float, ended_s: float
     ) -> None:
+        rows = 1 + len(_useful_draft(session))
         draft, session.draft = session.draft, None
         position = session.position
         drafted = draft.token_ids if draft else ()
@@ -159,6 +164,8 @@ class Engine:
         self.counters.drafted += len(drafted)
         self.counters.accepted += accepted
         self.counters.emitted += len(kept)
+        if self._energy is not None:
+            self._energy.verified(session.device, rows=rows, accepted=accepted)
         self._controller.observe(
             RoundReport(
                 device=session.device,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_server.energy import EnergyLedger
+from edge_server.energy import EnergyLedger, scheduler_figures
 from edge_server.engine import Engine
 from edge_server.scheduler.interface import Controller
 from edge_server.sessions import Arrival, Session, SessionTable
@@ -104,6 +104,7 @@ class Gateway:
             "close": self._on_control,
             "report": self._on_report,
             "energy": self._on_energy,
+            "probe": self._on_probe,
         }.get(leaf)
         if handler is None:
             self.counters["ignored"] += 1
@@ -279,7 +280,15 @@ class Gateway:
         self._controller.observe_link(device, self._read_report(payload), now_s=self._clock())
 
     def _on_energy(self, device: str, payload: bytes) -> None:
-        self.energy.add(device, self._read_report(payload))
+        record = self._read_report(payload)
+        figures = scheduler_figures(record)
+        self.energy.add(device, record)
+        if figures:
+            self._controller.observe_energy(device, **figures)
+
+    def _on_probe(self, device: str, payload: bytes) -> None:  # noqa: ARG002
+        """Count it: the broker's acknowledgement was all that the board wanted."""
+        self.counters["probes"] += 1
 
     def _read_report(self, payload: bytes) -> dict[str, object]:
         if len(payload) > self._limits.report_bytes:

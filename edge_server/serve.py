@@ -13,16 +13,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edge_server.broker import start_broker
+from edge_server.energy import DeviceEnergy
 from edge_server.gateway import GatewayLimits
+from edge_server.metrics import metrics_text, parse_address, serve_metrics
 from edge_server.scheduler.control import DraftControl
 from edge_server.scheduler.joint import OBJECTIVES
 from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
 from edge_server.scheduler.solver import ProcessSolver
 from edge_server.server import EdgeServer
+from edge_server.server_energy import ServerEnergy, meter_server
 from edge_server.verifier.interface import Verifier
 from edge_server.verifier.onnx import OnnxVerifier
-from sdk.config import BrokerConfig, load_config
+from sdk.config import BrokerConfig, load_config, shipped_model
 from sdk.errors import ConfigError, ConnectError
 from sdk.model.proposal import MAX_SUPPORT
 from sdk.protocol import UP_FILTER, bits_per_id
@@ -86,8 +89,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICY_NAMES,
         default="auto",
-        help="which drafts share a pass: whatever waits, everybody's, or two groups in turn; "
-        "auto (default): by predicted goodput",
+        help="which drafts share a pass: whatever waits (continuous), everybody's (synchronous), "
+        "or two groups in turn (ping_pong); auto (default): by predicted goodput",
     )
     parser.add_argument(
         "--objective",
@@ -107,6 +110,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "or always those of the M likeliest ids",
     )
     parser.add_argument(
+        "--energy-cap",
+        type=float,
+        metavar="W",
+        help="most average power of any device, by its own energy records",
+    )
+    parser.add_argument(
+        "--energy",
+        default="auto",
+        metavar="auto|METER|none",
+        help="the server's own meter, split among devices by verified rows (default: the NVIDIA "
+        "card's, where there is one)",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="[ADDRESS:]PORT",
+        help="answer Prometheus at http://ADDRESS:PORT/metrics (default address: 127.0.0.1)",
+    )
+    parser.add_argument(
         "--separate-links",
         action="store_true",
         help="every board has a link of its own: no sharing of one band",
@@ -122,8 +143,10 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    _check_bounds(args)
     with ExitStack() as stack:
         verifier = _load_verifier(args)
+        energy = stack.enter_context(meter_server(args.energy))
         broker = _join_broker(args, stack)
         transport = stack.enter_context(_connect(broker))
         control = DraftControl(
@@ -135,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
             overhead_bits=DRAFT_OVERHEAD_BITS,
             shared_band=not args.separate_links,
             rate_tokens_per_s=args.rate,
+            energy_cap_w=args.energy_cap,
             ratio_modes=ratio_modes(args.ratio, verifier.vocabulary_size),
             always_upload=len(args.ratio) == 1,
             solver=stack.enter_context(ProcessSolver()),
@@ -145,8 +169,10 @@ def run(args: argparse.Namespace) -> int:
             controller=control,
             policy=make_policy(args.policy, choose=control.policy_name, groups=control.groups),
             limits=GatewayLimits(idle_s=args.idle),
+            energy=energy,
         )
-        _announce(args, broker, verifier)
+        metrics_port = _serve_metrics(args, server, control, stack)
+        _announce(args, broker, verifier, energy=energy, metrics_port=metrics_port)
         reporter = threading.Thread(
             target=_report, args=(args, server, stop), name="report", daemon=True
         )
@@ -157,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_verifier(args: argparse.Namespace) -> Verifier:
-    model = args.model or _shipped_target()
+    model = args.model or shipped_model("target")
     if args.backend == "torch":
         from edge_server.verifier.torch_backend import TorchVerifier
 
@@ -201,12 +227,30 @@ def ratio_modes(supports: tuple[int, ...], vocabulary_size: int) -> tuple[RatioM
     )
 
 
-def _shipped_target() -> Path:
-    try:
-        from models.registry import pair_dir
-    except ModuleNotFoundError as error:
-        raise ConfigError("model: none is shipped here; name a folder with --model") from error
-    return pair_dir("target")
+def _check_bounds(args: argparse.Namespace) -> None:
+    """Refuse what cannot be: energy and a cap are planned for rounds that all devices share."""
+    bounded = args.objective == "energy" or args.energy_cap is not None
+    if args.energy_cap is not None and not args.energy_cap > 0.0:
+        raise ConfigError(f"--energy-cap must be above 0 W, got {args.energy_cap}")
+    if args.energy_cap is not None and args.objective not in ("energy", "goodput"):
+        raise ConfigError(f"--energy-cap: not with --objective {args.objective}")
+    if bounded and args.policy not in ("auto", "synchronous"):
+        raise ConfigError(
+            f"--policy {args.policy}: objective energy and --energy-cap need synchronous or auto"
+        )
+
+
+def _serve_metrics(
+    args: argparse.Namespace, server: EdgeServer, control: DraftControl, stack: ExitStack
+) -> int | None:
+    if args.metrics is None:
+        return None
+    return stack.enter_context(
+        serve_metrics(
+            parse_address(args.metrics),
+            lambda: metrics_text(server, link_bps=control.link_rates()),
+        )
+    )
 
 
 def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
@@ -230,11 +274,25 @@ def _connect(broker: BrokerConfig) -> MqttTransport:
     return transport
 
 
-def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: Verifier) -> None:
+def _announce(
+    args: argparse.Namespace,
+    broker: BrokerConfig,
+    verifier: Verifier,
+    *,
+    energy: ServerEnergy | None,
+    metrics_port: int | None,
+) -> None:
     """Say where devices find this server."""
     if args.json:
-        print(json.dumps({"ready": f"{broker.host}:{broker.port}"}), flush=True)
+        ready: dict[str, object] = {"ready": f"{broker.host}:{broker.port}"}
+        if metrics_port is not None:
+            ready["metrics_port"] = metrics_port
+        print(json.dumps(ready), flush=True)
         return
+    if energy is not None:
+        print(f"multispin: own energy by {energy.meter} ({energy.scope})")
+    if metrics_port is not None:
+        print(f"multispin: metrics at port {metrics_port}, /metrics")
     print(
         f"multispin: verifying on {broker.host}:{broker.port}, {verifier.vocabulary_size} token "
         f"ids, context {verifier.context_length}, at most {args.sessions} sessions in "
@@ -246,15 +304,18 @@ def _announce(args: argparse.Namespace, broker: BrokerConfig, verifier: Verifier
 
 def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event) -> None:
     """Print what was done, every so often, while there is something to tell."""
-    before, before_s = 0, time.monotonic()
+    before, before_s, told = 0, time.monotonic(), 0
     while not stop.wait(args.report_every):
         counters, now_s = server.engine.counters, time.monotonic()
         rate = (counters.emitted - before) / (now_s - before_s)
-        changed = counters.emitted != before
+        devices = dict(server.gateway.energy.devices)
+        records = sum(sums.records + sums.refused for sums in devices.values())
+        changed = (counters.emitted, records) != (before, told)  # records follow the last token
         before, before_s = counters.emitted, now_s
+        told, new_records = records, records != told
         if not changed:
             continue
-        figures = {
+        figures: dict[str, object] = {
             "sessions": len(server.sessions),
             "tokens_per_s": round(rate, 1),
             "emitted": counters.emitted,
@@ -264,10 +325,10 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
             "rows_per_pass": round(counters.rows / max(counters.passes, 1), 2),
             "verify_s": round(counters.verify_s, 3),
             **server.gateway.counters,
-            "energy": {
-                device: sums.as_json() for device, sums in server.gateway.energy.devices.items()
-            },
+            "energy": {device: sums.as_json() for device, sums in devices.items()},
         }
+        if server.energy is not None:
+            figures["server_energy"] = server.energy.as_json()
         if args.json:
             print(json.dumps(figures), flush=True)
         else:
@@ -277,3 +338,17 @@ def _report(args: argparse.Namespace, server: EdgeServer, stop: threading.Event)
                 f"{figures['rows_per_pass']} rows a pass",
                 flush=True,
             )
+            if new_records:
+                _print_energy(devices, server.energy)
+
+
+def _print_energy(devices: dict[str, DeviceEnergy], own: ServerEnergy | None) -> None:
+    """Print joules per accepted token: what each device says, and the server's own share."""
+    shares = {} if own is None else own.devices()
+    for device, sums in devices.items():
+        parts = [f"{sums.gross_j / sums.accepted:.4g} J by itself"] if sums.accepted else []
+        share = shares.get(device)
+        if share is not None and share.accepted:
+            parts.append(f"{share.joules / share.accepted:.4g} J here")
+        if parts:
+            print(f"  {device}: {' and '.join(parts)} per accepted token", flush=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from edge_server.engine import Engine
 from edge_server.gateway import Gateway, GatewayLimits
 from edge_server.scheduler.interface import Controller, Policy
+from edge_server.server_energy import ServerEnergy
 from edge_server.sessions import SessionTable
 from edge_server.verifier.interface import Verifier
 from sdk.transport.interface import Transport
@@ -31,11 +32,13 @@ class EdgeServer:
         controller: Controller,
         policy: Policy,
         limits: GatewayLimits | None = None,
+        energy: ServerEnergy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare; nothing is served before `run`."""
+        """Prepare; nothing is served before `run`. `energy` splits the server's own meter."""
         self._transport = transport
         self._clock = clock
+        self.energy = energy
         self.sessions = SessionTable()
         self.gateway = Gateway(
             transport=transport,
@@ -52,6 +55,7 @@ class EdgeServer:
             sessions=self.sessions,
             send=self.gateway.send,
             clock=clock,
+            energy=energy,
         )
         self.gateway.attach(self.engine)
         self._expire_at_s = 0.0

@@ -9,11 +9,12 @@ import argparse
 import time
 from pathlib import Path
 
+from sdk.config import shipped_model
 from sdk.device import Device
 from sdk.draft.drafter import OnnxDrafter
 from sdk.energy import Phase, PhaseLog, Tokens
 from sdk.energy import bench as energy_bench
-from sdk.generate import default_device_id, shipped_drafter
+from sdk.generate import default_device_id
 from sdk.model.sampling import Sampler, SamplingParameters
 from sdk.model.tokenizer import Tokenizer
 
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    model = args.model or shipped_drafter()
+    model = args.model or shipped_model("drafter")
     if args.broker is None:
         return energy_bench.run_with(args, DraftAlone(model, args.threads))
     with Device(

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["BrokerConfig", "Config", "DeviceConfig", "load_config"]
+__all__ = ["BrokerConfig", "Config", "DeviceConfig", "load_config", "shipped_model"]
 
 _MAX_FILE_BYTES = 65_536
 
@@ -129,6 +129,19 @@ def load_config(path: Path) -> Config:
     return Config(
         broker=broker, device=DeviceConfig(**_table(path, tables, "device", _DEVICE_KEYS))
     )
+
+
+def shipped_model(name: str) -> Path:
+    """Return the folder of the `target` or `drafter` that ships with the distribution.
+
+    Raises:
+        ConfigError: where none was shipped.
+    """
+    try:
+        from models.registry import pair_dir
+    except ModuleNotFoundError as error:
+        raise ConfigError("model: none is shipped here; name a folder with --model") from error
+    return pair_dir(name)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdk.config import BrokerConfig, Config, load_config
+from sdk.config import BrokerConfig, Config, load_config, shipped_model
 from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
@@ -21,7 +21,7 @@ from sdk.measured_generation import MeasuredGeneration, energy_sentence
 from sdk.protocol import Mode
 from sdk.session import Offline, SessionOptions
 
-__all__ = ["configure", "default_device_id", "run", "shipped_drafter"]
+__all__ = ["configure", "default_device_id", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="idle seconds measured before and after, for net figures; 0: gross only",
     )
+    parser.add_argument(
+        "--energy-trace",
+        type=Path,
+        metavar="FILE",
+        help="write samples and phases, for 'multispin energy report'",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
@@ -85,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
     energy: EnergyRecord | None = None
+    if args.energy_trace and not args.energy:
+        raise ConfigError("--energy-trace: needs --energy auto or --energy METER")
     with _device(args, broker, config) as device:
         if args.energy:
             with MeasuredGeneration(
@@ -92,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
             ) as measured:
                 summary = _generate(device, args)
             energy = measured.report()
+            if args.energy_trace:
+                measured.write_trace(args.energy_trace, energy)
         else:
             summary = _generate(device, args)
     if args.json:
@@ -111,7 +121,7 @@ def _generate(device: Device, args: argparse.Namespace) -> dict[str, object]:
 
 
 def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> Device:
-    model = args.model or config.device.model or shipped_drafter()
+    model = args.model or config.device.model or shipped_model("drafter")
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
@@ -127,15 +137,6 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
             optimistic=not args.no_optimistic,
         ),
     )
-
-
-def shipped_drafter() -> Path:
-    """Return the folder of the drafter that ships with the distribution."""
-    try:
-        from models.registry import pair_dir
-    except ModuleNotFoundError as error:
-        raise ConfigError("model: none is shipped here; name a folder with --model") from error
-    return pair_dir("drafter")
 
 
 def default_device_id() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from types import TracebackType
 
 from sdk.device import Device
@@ -16,6 +17,7 @@ from sdk.energy import (
     PhaseLog,
     energy_per_token,
     idle_between,
+    write_recording,
 )
 from sdk.energy.record import Interval
 from sdk.protocol import up
@@ -68,6 +70,16 @@ class MeasuredGeneration:
         started_s = time.monotonic()
         time.sleep(self._idle_s)
         return self._monitor.measure(started_s, time.monotonic(), key="idle")
+
+    def write_trace(self, path: Path, record: EnergyRecord) -> None:
+        """Write the window's samples, phases and tokens, for `multispin energy report`.
+
+        Raises:
+            EnergyError: if the file cannot be written.
+        """
+        t0_s, t1_s = record.measurement.t0_s, record.measurement.t1_s
+        trace = self._monitor.trace(t0_s, t1_s)
+        write_recording(path, trace, self._phases, record.tokens, t0_s, t1_s)
 
     def report(self) -> EnergyRecord:
         """Return the record, and send it to the server."""

@@ -102,6 +102,16 @@ class AdaptiveLength:
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
         """Ignore link reports: what a link costs shows in the session's own turnaround."""
 
+    def observe_energy(
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
+    ) -> None:
+        """Ignore what tokens cost."""
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:  # noqa: ARG002
         """Return the session's next grant."""
         state = self._sessions.get((device, session)) or self._blank(Mode.COUPLED)

@@ -40,6 +40,7 @@ DEFAULT_RATE_BPS = 8e6
 LEAST_RATE_BPS, MOST_RATE_BPS = 100.0, 1e12
 REPORT_DEVIATION = 0.1  # of a reported rate that comes without its own
 LEAST_DEVIATION, MOST_DEVIATION = 0.02, 1.0
+MOST_ENERGY = (1e3, 1.0, 1e3)  # J per drafted token, J/bit, W: beyond it no board
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +97,8 @@ class DraftControl:
         overhead_bits: bits of a draft message besides.
         shared_band: whether the devices share one medium; if not, every share is 1.
         rate_tokens_per_s: what a device must get under `capacity` and `energy`.
-        energy_cap_w: most average power of any device under `energy`.
+        energy_cap_w: most average power of any device under `energy` and `goodput`, kept before
+            the rate where both cannot be had.
         ratio_modes: ratio modes that sessions which allow it may be moved to.
         always_upload: move them to the first of these whatever it costs.
         weights: what one token of a device is worth; 1 where not named.
@@ -145,6 +147,8 @@ class DraftControl:
         self._bits, self._overhead = bits_per_token, overhead_bits
         self._overlap, self._shared = overlap, shared_band
         self._rate, self._cap_w = rate_tokens_per_s, energy_cap_w
+        if energy_cap_w is not None and objective not in ("energy", "goodput"):
+            raise ValueError(f"objective {objective} keeps no energy_cap_w: use energy or goodput")
         self._ratio_modes, self._always_upload = ratio_modes, always_upload
         self._weights = dict(weights or {})
         self._prior = prior_acceptance
@@ -178,8 +182,7 @@ class DraftControl:
 
     def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
         """Return a new session's first grant: what the device last had, or the start length."""
-        known = self._devices.setdefault(device, _Device())
-        self._devices.move_to_end(device)
+        known = self._known(device)
         others = len(self._sessions.keys() - {(device, session)})
         share = 1.0 / (others + 1) if self._shared else 1.0
         length = self._start if known.length is None else known.length
@@ -264,13 +267,26 @@ class DraftControl:
         known.link.add(rate, now_s=now_s, deviation=deviation)
 
     def observe_energy(
-        self, device: str, *, draft_j_per_token: float, tx_j_per_bit: float, wait_w: float
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
     ) -> None:
-        """Take in what a device measured of itself; negative or non-finite figures are ignored."""
-        figures = (draft_j_per_token, tx_j_per_bit, wait_w)
-        known = self._devices.get(device)
-        if known and all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
-            known.energy = figures
+        """Take in what a device measured of itself; what no board can spend is ignored."""
+        told = (draft_j_per_token, tx_j_per_bit, wait_w)
+        if any(
+            figure is not None and not 0.0 <= figure <= most
+            for figure, most in zip(told, MOST_ENERGY, strict=True)
+        ):
+            return
+        # Without a session too: a device tells what a generation cost once it is over.
+        known = self._known(device)
+        draft_j, tx_j, wait = (
+            old if new is None else new for old, new in zip(known.energy, told, strict=True)
+        )
+        known.energy = (draft_j, tx_j, wait)
 
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         """Return the session's next grant, from the newest plan."""
@@ -295,16 +311,17 @@ class DraftControl:
         if state is None:
             return
         state.device.survival, state.device.length = state.survival, state.grant.length
-        self._forget_oldest()
 
-    def _forget_oldest(self) -> None:
-        """Bound the memory of devices that have no session."""
-        if len(self._devices) <= DEVICES_KEPT:
-            return
-        busy = {device for device, _ in self._sessions}
-        idle = [device for device in self._devices if device not in busy]
-        for device in idle[: len(self._devices) - DEVICES_KEPT]:
-            del self._devices[device]
+    def _known(self, device: str) -> _Device:
+        """Return what is known of a device; of those without a session the oldest are forgotten."""
+        known = self._devices.setdefault(device, _Device())
+        self._devices.move_to_end(device)
+        if len(self._devices) > DEVICES_KEPT:
+            busy = {device for device, _ in self._sessions}
+            idle = [name for name in self._devices if name not in busy and name != device]
+            for name in idle[: len(self._devices) - DEVICES_KEPT]:
+                del self._devices[name]
+        return known
 
     def _rate_bps(self, device: _Device) -> float:
         return device.link.rate_bps or DEFAULT_RATE_BPS
@@ -395,6 +412,11 @@ class DraftControl:
         if basis.sessions != other.sessions:
             return False
         return bool(np.abs(basis.inputs - other.inputs).max() <= math.log1p(self._drift))
+
+    def link_rates(self) -> dict[str, float]:
+        """Return the uplink rate at full share of every device whose link was seen, in bit/s."""
+        rates = {name: known.link.rate_bps for name, known in list(self._devices.items())}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     def cell(self) -> Cell:
         """Return the cell as it is believed to be; band 1 is the whole uplink.

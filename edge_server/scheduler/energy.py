@@ -106,7 +106,7 @@ class BoundedGoal:
         return max(0.0, float(self.score(cell, lengths)))
 
 
-def bounded_plan(cell: Cell, *, efficiency: bool) -> Plan:
+def bounded_plan(cell: Cell, *, efficiency: bool, strict: bool = True) -> Plan:
     """Return the synchronous plan of most tokens per joule (or goodput) within the cell's bounds.
 
     Optimal where all lengths can be tried (up to about 200,000 device-lengths), else the best of
@@ -115,6 +115,7 @@ def bounded_plan(cell: Cell, *, efficiency: bool) -> Plan:
     Args:
         cell: with its energy figures, `energy_cap_w` and `min_rate`.
         efficiency: maximise tokens per joule; else weighted goodput.
+        strict: raise where nothing keeps the bounds; else return what breaks them least.
 
     Raises:
         CellError: where nothing keeps the bounds, or no energy figure was given.
@@ -130,7 +131,7 @@ def bounded_plan(cell: Cell, *, efficiency: bool) -> Plan:
         best: Ints = every[int(np.argmax(goal.score(cell, every)))]
     else:
         best = search(cell, goal)
-    if float(goal.score(cell, best)) < 0.0:
+    if strict and float(goal.score(cell, best)) < 0.0:
         raise CellError(
             "no lengths keep every device within energy_cap_w and above min_rate_tokens_per_s"
         )

@@ -91,6 +91,16 @@ class Controller(Protocol):
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
         """Take in a device's own link report, already checked to be a JSON object."""
 
+    def observe_energy(
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
+    ) -> None:
+        """Take in what a device measured of itself; None is not known, and changes nothing."""
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         """Return the session's next grant."""
 

@@ -7,7 +7,7 @@ in this process or in another. Knows no session, no estimator and no clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,12 +87,11 @@ def answer(question: Question) -> Answer:
 def _plan(question: Question, cell: Cell) -> tuple[str, Plan]:
     """Return the plan for the objective; where that cannot be had, the one for goodput."""
     fixed = question.policy != "auto"
-    if question.objective == "energy":
-        try:
-            plan = bounded_plan(cell, efficiency=True)
-        except CellError:
+    if question.objective == "energy" or cell.energy_cap_w is not None:
+        bounded = _bounded(question, cell)
+        if bounded is None:
             return _goodput(question, cell)
-        return question.policy if fixed else "synchronous", plan
+        return question.policy if fixed else "synchronous", bounded
     if question.objective == "capacity":
         served = capacity(cell, question.rate_tokens_per_s)
         lengths, bands = np.zeros(cell.count, dtype=np.int64), np.zeros(cell.count)
@@ -100,6 +99,16 @@ def _plan(question: Question, cell: Cell) -> tuple[str, Plan]:
         plan = continuous_plan(cell, np.maximum(lengths, cell.min_length), bands + 1e-9)
         return question.policy if fixed else "continuous", plan
     return _goodput(question, cell)
+
+
+def _bounded(question: Question, cell: Cell) -> Plan | None:
+    """Return the plan within cap and rate; without the rate, or nearest the cap, if need be."""
+    try:
+        return bounded_plan(cell, efficiency=question.objective == "energy")
+    except CellError:
+        if cell.energy_cap_w is None:
+            return None
+    return bounded_plan(replace(cell, min_rate=0.0), efficiency=False, strict=False)
 
 
 def _goodput(question: Question, cell: Cell) -> tuple[str, Plan]:

@@ -85,6 +85,16 @@ class Prescribed:
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
         """Ignore the link."""
 
+    def observe_energy(
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
+    ) -> None:
+        """Ignore what tokens cost."""
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:  # noqa: ARG002
         """Return the plan's grant."""
         return self._grants[session]

@@ -127,7 +127,11 @@ def draw(path: Path, record: EnergyRecord, phases: PhaseLog) -> None:
     if window.curve is None:
         raise EnergyError(f"draw {path}: the window holds no samples")
     picture = Figure(figsize=(10, 6), layout="constrained")
-    power, bars = picture.subplots(2, 1, height_ratios=(3, 1))
+    if any(energy.energy_j for energy in record.phases.values()):
+        power, bars = picture.subplots(2, 1, height_ratios=(3, 1))
+        _draw_bars(bars, record)
+    else:
+        power = picture.subplots()
     times_s, watts = _thinned(window.curve, window.t0_s, window.t1_s)
     power.plot(times_s - window.t0_s, watts, color="black", linewidth=0.8)
     spans = phases.spans(window.t0_s, window.t1_s)
@@ -148,7 +152,6 @@ def draw(path: Path, record: EnergyRecord, phases: PhaseLog) -> None:
     power.set_title(f"{window.meter.driver}, {window.meter.scope.value}: {record.verdict.value}")
     if spans:
         power.legend(loc="upper right")
-    _draw_bars(bars, record)
     try:
         picture.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-__all__ = ["LinkKind", "LinkProbe", "LinkReading", "Method", "NullProbe", "ReplayProbe"]
+__all__ = [
+    "LinkFigures",
+    "LinkKind",
+    "LinkProbe",
+    "LinkReading",
+    "Method",
+    "NullProbe",
+    "ReplayProbe",
+]
 
 
 class Method(str, Enum):
@@ -37,13 +45,10 @@ class LinkKind(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkReading:
-    """What one probe saw at one time; None is "this source does not say".
+class LinkFigures:
+    """What a probe may see and a report repeats; None is "this source does not say".
 
     Attributes:
-        at_s: monotonic time.
-        rate_bps: uplink rate at full share, in bit/s of TCP payload in full segments.
-        deviation: relative standard deviation of `rate_bps`.
         se_bps_hz, bw_hz: spectral efficiency in bit/s/Hz, and the channel's width.
         retry_ratio: retransmitted frames per frame sent, by the radio.
         airtime_busy: share of time in which the channel is in use by others, in [0, 1].
@@ -54,12 +59,8 @@ class LinkReading:
         saturated: whether the connection was busy sending without a cap.
     """
 
-    at_s: float
     iface: str | None = None
     kind: LinkKind | None = None
-    rate_bps: float | None = None
-    method: Method | None = None
-    deviation: float = 0.0
     se_bps_hz: float | None = None
     bw_hz: float | None = None
     rsrp_dbm: float | None = None
@@ -77,6 +78,23 @@ class LinkReading:
     queue_bytes: int | None = None
     cap_bps: float | None = None
     saturated: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkReading(LinkFigures):
+    """What one probe saw at one time.
+
+    Attributes:
+        at_s: monotonic time.
+        rate_bps: uplink rate at full share, in bit/s of TCP payload in full segments.
+        method: how that came about.
+        deviation: relative standard deviation of `rate_bps`.
+    """
+
+    at_s: float
+    rate_bps: float | None = None
+    method: Method | None = None
+    deviation: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.rate_bps is None) != (self.method is None):

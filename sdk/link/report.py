@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sdk.link.interface import LinkKind, Method
+from sdk.link.interface import LinkFigures, LinkKind, Method
 
 __all__ = ["REPORT_SCHEMA", "REPORT_VERSION", "LinkReport"]
 
@@ -17,7 +17,7 @@ REPORT_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkReport:
+class LinkReport(LinkFigures):
     """The state of a link at one time; None is "not known".
 
     Attributes:
@@ -29,37 +29,18 @@ class LinkReport:
         age_ms: since the newest reading behind `uplink_bps`.
         n: readings behind `uplink_bps`.
         confidence: probability that `uplink_bps` is within 15 % of the truth, by its own model.
-        rtt_s, rtt_min_s, rtt_var_s: round trip to the broker; `rtt_ms` in the JSON.
-        The rest is as in `sdk.link.LinkReading`.
+
+    `rtt_s` and its kin are `rtt_ms` in the JSON.
     """
 
     device: str
     t_ms: int
     seq: int
-    iface: str | None = None
-    kind: LinkKind | None = None
     uplink_bps: float | None = None
     uplink_sd_bps: float | None = None
     uplink_bps_lo: float | None = None
     method: Method | None = None
     age_ms: int | None = None
-    se_bps_hz: float | None = None
-    bw_hz: float | None = None
-    rsrp_dbm: float | None = None
-    rsrq_db: float | None = None
-    sinr_db: float | None = None
-    rssi_dbm: float | None = None
-    mcs: int | None = None
-    nss: int | None = None
-    retry_ratio: float | None = None
-    airtime_busy: float | None = None
-    rtt_s: float | None = None
-    rtt_min_s: float | None = None
-    rtt_var_s: float | None = None
-    loss: float | None = None
-    queue_bytes: int | None = None
-    cap_bps: float | None = None
-    saturated: bool | None = None
     n: int = 0
     confidence: float = 0.0
 

@@ -9,14 +9,13 @@ from dataclasses import fields
 from typing import Any, Final
 
 from sdk.link.fusion import RateFilter
-from sdk.link.interface import LinkReading
+from sdk.link.interface import LinkFigures, LinkReading
 from sdk.link.report import LinkReport
 
 __all__ = ["LinkState"]
 
 _STALE_S: Final = 15.0  # a source silent for longer is not quoted
-_PER_SOURCE: Final = frozenset({"at_s", "rate_bps", "method", "deviation"})
-_QUOTED: Final = tuple(each.name for each in fields(LinkReading) if each.name not in _PER_SOURCE)
+_QUOTED: Final = tuple(each.name for each in fields(LinkFigures))
 
 
 class LinkState:

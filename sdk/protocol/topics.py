@@ -31,7 +31,7 @@ def check_device_id(device: str) -> str:
 
 
 def up(device: str, leaf: str) -> str:
-    """Return the topic on which `device` sends `leaf` (open, draft, close, report, energy, …)."""
+    """Return the topic on which `device` sends `leaf` (open, draft, report, energy, probe, …)."""
     return f"{_ROOT}/{check_device_id(device)}/up/{_check_leaf(leaf)}"
 
 

@@ -1,22 +1,26 @@
-"""The server's side: real records summed, and the GPU's energy split by verified rows."""
+"""The server's side: real records summed, and its own energy split by verified rows."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_energy_sysfs_meters import nvml
 
 from edge_server.energy import EnergyLedger
-from edge_server.gpu_energy import GpuCounter, GpuShare
-from sdk.energy import PhaseLog, energy_per_token
+from edge_server.server_energy import ServerEnergy, meter_server
+from sdk.energy import PhaseLog, available, energy_per_token, open_meter
 from sdk.energy.interface import Kind, MeterInfo, Scope
 from sdk.energy.ring import Trace
 from sdk.energy.window import measure
+from sdk.errors import EnergyError
+from sdk.transport.memory import MemoryHub
+from tests.fakes.cell import connect_device, generate, opening, serve_in_memory, serving
+from tests.fakes.hash_model import HashDrafter, HashVerifier
 
 
 def sent(t0_s: float, length_s: float) -> dict[str, object]:
@@ -41,40 +45,61 @@ def test_the_server_understands_what_devices_send() -> None:
     assert (sums["records"], sums["refused"]) == (1, 1)
 
 
-def test_the_gpu_s_energy_is_split_by_rows() -> None:
-    share = GpuShare()
-    share.verified("early", 5)
-    assert share.settle(1000.0) == {}  # nobody knows what was before
-    share.verified("pi-1", 6)
-    share.verified("pi-2", 2)
-    assert share.settle(1080.0) == {"pi-1": pytest.approx(60.0), "pi-2": pytest.approx(20.0)}
-    assert share.settle(1090.0) == {}
-    assert share.idle_j == pytest.approx(10.0)
-    share.verified("pi-1", 1)
-    assert share.settle(3.0) == {}  # the driver was loaded anew
-    share.verified("pi-1", 1)
-    assert share.settle(None) == {}
-    assert share.settle(9.0) == {}
+def settle(energy: ServerEnergy, rows: dict[str, int], spent_j: float | None) -> dict[str, float]:
+    for device, count in rows.items():
+        energy.verified(device, rows=count, accepted=count // 2)
+    energy.settle(energy.take(), spent_j)
+    return {device: work.joules for device, work in energy.devices().items()}
+
+
+def test_the_server_s_energy_is_split_by_rows() -> None:
+    energy = ServerEnergy(meter="test", scope="gpu")
+    assert settle(energy, {"pi-1": 6, "pi-2": 2}, 80.0) == {"pi-1": 60.0, "pi-2": 20.0}
+    settle(energy, {}, 10.0)
+    settle(energy, {"pi-1": 100}, None)  # the meter was away: no rows without joules in the sums
+    told = energy.as_json()
+    assert (told["idle_j"], told["unmetered_rows"]) == (10.0, 100)
+    assert json.loads(json.dumps(told))["devices"]["pi-1"] == {
+        "rows": 6,
+        "accepted": 3,
+        "j": 60.0,
+        "j_per_accepted": 20.0,
+    }
 
 
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1),
     st.floats(0, 1e6),
 )
-def test_no_gpu_energy_is_lost_or_made(rows: list[tuple[str, int]], spent_j: float) -> None:
-    share = GpuShare()
-    share.settle(0.0)
+def test_no_energy_is_lost_or_made(rows: list[tuple[str, int]], spent_j: float) -> None:
+    energy = ServerEnergy(meter="test", scope="gpu")
     for device, count in rows:
-        share.verified(device, count)
-    assert sum(share.settle(spent_j).values()) == pytest.approx(spent_j)
+        energy.verified(device, rows=count, accepted=0)
+    energy.settle(energy.take(), spent_j)
+    assert sum(work.joules for work in energy.devices().values()) == pytest.approx(spent_j)
 
 
-def test_the_gpu_s_counter(tmp_path: Path) -> None:
-    counter = GpuCounter(library=nvml(tmp_path))
-    first_j, second_j = counter.read_j(), counter.read_j()
-    assert first_j is not None
-    assert second_j is not None
-    assert second_j - first_j == pytest.approx(0.7)
-    assert GpuCounter(library=nvml(tmp_path, result=3)).read_j() is None
-    assert GpuCounter(index=1, library=nvml(tmp_path)).read_j() is None
-    assert GpuCounter(library=str(tmp_path / "missing.so")).read_j() is None
+def test_without_a_card_there_is_no_share() -> None:
+    with meter_server("none") as energy:
+        assert energy is None
+    with meter_server("auto") as energy:
+        assert (energy is not None) == available(open_meter("nvml")).ok
+    with pytest.raises(EnergyError), meter_server("replay:/nowhere.csv"):
+        pass
+
+
+def test_a_meter_s_joules_reach_the_devices_whose_rows_were_verified(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("t_s,power_w\n" + "".join(f"{n / 50:.2f},40\n" for n in range(1000)))
+    hub = MemoryHub()
+    with meter_server(f"replay:{trace}") as energy:
+        assert energy is not None
+        started_s = time.monotonic()
+        with serving(serve_in_memory(hub), HashVerifier(), energy=energy) as server:
+            generate(connect_device(hub, "pi"), "pi", opening(), HashDrafter())
+    elapsed_s = time.monotonic() - started_s
+    work = energy.devices()["pi"]
+    assert work.rows == server.engine.counters.rows
+    assert work.accepted == server.engine.counters.accepted > 0
+    spent_j = energy.idle_j + sum(work.joules for work in energy.devices().values())
+    assert 0.0 < spent_j <= 40.0 * (elapsed_s + 0.1)

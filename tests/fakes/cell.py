@@ -11,6 +11,7 @@ from edge_server.scheduler.adaptive import AdaptiveLength
 from edge_server.scheduler.interface import Controller, Grant, RoundReport, VerifyReport
 from edge_server.scheduler.policies import make_policy
 from edge_server.server import EdgeServer
+from edge_server.server_energy import ServerEnergy
 from edge_server.verifier.interface import Verifier
 from sdk.draft.drafter import Drafter
 from sdk.model.sampling import SamplingParameters
@@ -50,6 +51,16 @@ class FixedLength:
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
         pass
 
+    def observe_energy(
+        self,
+        device: str,
+        *,
+        draft_j_per_token: float | None,
+        tx_j_per_bit: float | None,
+        wait_w: float | None,
+    ) -> None:
+        pass
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         count = self._rounds[session] = self._rounds.get(session, -1) + 1
         return Grant(length=self._lengths[count % len(self._lengths)])
@@ -65,6 +76,7 @@ def serving(
     *,
     controller: Controller | None = None,
     limits: GatewayLimits | None = None,
+    energy: ServerEnergy | None = None,
 ) -> Iterator[EdgeServer]:
     """Run an edge server in a thread; an error in it fails the test."""
     server = EdgeServer(
@@ -73,6 +85,7 @@ def serving(
         controller=controller or AdaptiveLength(max_length=8),
         policy=make_policy("continuous"),
         limits=limits,
+        energy=energy,
     )
     stop = threading.Event()
     errors: list[BaseException] = []

@@ -15,6 +15,8 @@ import pytest
 from edge_server.broker import BrokerProcess
 from edge_server.processes import start_server
 from sdk.energy import record_schema
+from sdk.energy.recording import read_recording
+from sdk.energy.report import record_of
 
 POWER_W = 5.0
 
@@ -43,9 +45,11 @@ def generate(mosquitto: BrokerProcess, drafter: Path, *options: str) -> dict[str
 def test_joules_per_token_equal_the_traces(
     mosquitto: BrokerProcess, target: Path, drafter: Path, trace: Path
 ) -> None:
+    path = trace.with_suffix(".rec")
+    options = ("--energy", f"replay:{trace}", "--energy-idle", "1.5", "--energy-trace", str(path))
     with ExitStack() as stack:
         start_server(stack, model=target, broker=mosquitto.config, options=("--threads", "1"))
-        last = generate(mosquitto, drafter, "--energy", f"replay:{trace}", "--energy-idle", "1.5")
+        last = generate(mosquitto, drafter, *options)
     energy, summary = last["energy"], last["summary"]
     jsonschema.validate(energy, record_schema())
     assert energy["verdict"] != "invalid", energy["reasons"]
@@ -54,6 +58,10 @@ def test_joules_per_token_equal_the_traces(
     emitted = energy["j_per_token"]["emitted"]["gross"]["value"]
     assert emitted == pytest.approx(by_hand_j / summary["tokens"], rel=0.01)
     assert energy["tokens"]["drafted"] == summary["drafted"]
+    again = record_of(read_recording(path)).to_json()
+    assert again["tokens"] == energy["tokens"]
+    assert again["energy"]["gross_j"]["value"] == pytest.approx(by_hand_j, rel=0.01)
+    assert again["phases"]["draft"]["spans"] == energy["phases"]["draft"]["spans"] > 0
     # The board idles at the same power, so what the generation itself took is nothing.
     net = energy["energy"]["net_j"]
     assert net is None or abs(net["value"]) < 0.05 * by_hand_j
