@@ -18,7 +18,7 @@ from edge_server.scheduler.control import OBJECTIVES, DraftControl, RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
 from edge_server.server import EdgeServer
 from edge_server.verifier.interface import Verifier
-from edge_server.verifier.onnx import OnnxVerifier
+from edge_server.verifier.onnx import DEFAULT_LANES, OnnxVerifier
 from sdk.config import BrokerConfig, load_config
 from sdk.errors import ConfigError, ConnectError
 from sdk.protocol import UP_FILTER, bits_per_id
@@ -100,6 +100,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="every board has a link of its own: no sharing of one band",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to verify with")
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=DEFAULT_LANES,
+        metavar="N",
+        help="sessions that an ONNX pass takes together; 1: one by one, with the weights held once",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per report")
     parser.add_argument("--report-every", type=float, default=10.0, metavar="S")
 
@@ -160,6 +167,7 @@ def _load_verifier(args: argparse.Namespace) -> Verifier:
         threads=args.threads,
         max_sessions=args.sessions,
         kv_memory_mib=args.kv_memory,
+        lanes=args.lanes,
     )
 
 
