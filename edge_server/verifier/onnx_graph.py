@@ -157,7 +157,7 @@ def _kind(name: str, lane: int, manifest: Manifest) -> tuple[int, list[int | str
     """Return element type and shape of a lane's input or output."""
     if name in _LENGTHS:
         return _INT32, [1] if name == "seqlens_k" else []
-    shape = [1, manifest.kv_heads, f"capacity.{lane}", manifest.head_dim]
+    shape: list[int | str] = [1, manifest.kv_heads, f"capacity.{lane}", manifest.head_dim]
     return _KV_TYPES[manifest.kv_type], shape
 
 
