@@ -101,6 +101,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to verify with")
     parser.add_argument(
+        "--invariant",
+        action="store_true",
+        help="torch: run every pass in the same shapes, so that no token depends on who shares it",
+    )
+    parser.add_argument(
         "--lanes",
         type=int,
         default=DEFAULT_LANES,
@@ -161,6 +166,7 @@ def _load_verifier(args: argparse.Namespace) -> Verifier:
             threads=args.threads,
             max_sessions=args.sessions,
             kv_memory_mib=args.kv_memory,
+            invariant=args.invariant,
         )
     return OnnxVerifier.load(
         Path(model),

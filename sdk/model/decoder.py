@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from sdk.errors import ModelLoadError
 from sdk.model.manifest import GRAPH_NAME, Manifest
 
-__all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads"]
+__all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads", "ortvalue", "session_options"]
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
