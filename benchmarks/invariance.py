@@ -3,8 +3,9 @@
 The torch verifier reads real text (the standard library's source, which the shipped target was
 trained on): every row once among five of one session, once in a pass that eight sessions share,
 once among eight sessions' single rows. Counted are rows whose likeliest token is not that of the
-first reading, and rows with any bit changed. In fixed shapes, fewer rows are read. Prints one JSON line: per million rows, with the interval of
-Clopper and Pearson at 95 %, and what a pass costs.
+first reading, and rows with any bit changed. In fixed shapes (`--invariant`), where a row costs
+more, one round is read. Prints one JSON line: per million rows, with the interval of Clopper and
+Pearson at 95 %, and what a pass costs.
 """
 
 from __future__ import annotations

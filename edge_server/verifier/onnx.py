@@ -144,7 +144,13 @@ class OnnxVerifier:
                 f"({self._kv_bytes_in_use / _MEBI:.1f} of {self._kv_memory_bytes / _MEBI:.0f} MiB "
                 "in use); ask for fewer tokens or try again later"
             )
-        cache = self._decoder.new_cache(capacity=max_tokens)
+        try:
+            cache = self._decoder.new_cache(capacity=max_tokens)
+        except MemoryError as error:  # the budget was larger than the machine
+            raise CapacityError(
+                f"{needed_bytes / _MEBI:.1f} MiB for keys and values cannot be had from this "
+                "machine; ask for fewer tokens, try again later, or lower --kv-memory"
+            ) from error
         acceptor = Acceptor(parameters=parameters, vocabulary_size=self.vocabulary_size)
         slot = self._next_slot
         self._next_slot += 1

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from edge_server.verifier.torch_segments import Span
 
-__all__ = ["FIXED_KEYS", "FIXED_ROWS", "FIXED_SPAN_ROWS", "KvPool", "Rows", "attend"]
+__all__ = ["FIXED_KEYS", "FIXED_ROWS", "FIXED_SPAN_ROWS", "KvPool", "Rows", "attend", "grouped"]
 
 FIXED_ROWS = 64
 FIXED_SPAN_ROWS = 16
@@ -140,30 +140,20 @@ class Rows:
 
 
 def attend(
-    rows: Rows,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float | None,
-    window: int | None,
+    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
 ) -> Tensor:
-    """Store one layer's new keys and values and return what its rows attend to.
+    """Return what one layer's rows attend to; their own keys and values are in the pool already.
 
     Args:
         rows: the pass.
         layer: index into the pool.
         query: [rows, heads, head_dim].
-        key: [rows, kv_heads, head_dim]; `value` likewise.
         scale: of the scores; None for head_dim ** -0.5.
         window: how many tokens back a row may look, itself included; None for all.
 
     Returns:
         [rows, heads, head_dim].
     """
-    rows.pool.keys[layer, rows.places] = key
-    rows.pool.values[layer, rows.places] = value
     attended = _attend_gathered if rows.gather else _attend_views
     attended = _attend_fixed if rows.fixed else attended
     return attended(rows, layer, query, scale=scale, window=window)
@@ -178,7 +168,7 @@ def _attend_views(
         segment = slice(span.place, span.place + span.length)
         own = query[first : first + span.rows][None]
         mask = rows.mask(index, window)
-        parts.append(_grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
+        parts.append(grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
         first += span.rows
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -190,7 +180,7 @@ def _attend_gathered(
     padded[rows.span_of, rows.row_of] = query
     keys = rows.pool.keys[layer][rows.padded_places]
     values = rows.pool.values[layer][rows.padded_places]
-    output = _grouped(padded, keys, values, rows.padded_mask(window), scale)
+    output = grouped(padded, keys, values, rows.padded_mask(window), scale)
     # What comes of padding rows, which see nothing, is dropped here.
     return output[rows.span_of, rows.row_of]
 
@@ -206,7 +196,7 @@ def _attend_fixed(
         own = query.new_zeros(1, FIXED_SPAN_ROWS, *query.shape[1:])
         own[0, : span.rows] = query[first : first + span.rows]
         mask = rows.fixed_mask(index, window)
-        found = _grouped(own, keys[segment][None], values[segment][None], mask, scale)[0]
+        found = grouped(own, keys[segment][None], values[segment][None], mask, scale)[0]
         output[first : first + span.rows] = found[: span.rows]
         first += span.rows
     return output
@@ -217,7 +207,7 @@ def fixed_keys(span: Span) -> int:
     return -(-span.length // FIXED_KEYS) * FIXED_KEYS
 
 
-def _grouped(
+def grouped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Return attention of [batch, rows, heads, d] over [batch, length, kv_heads, d].

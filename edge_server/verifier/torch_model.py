@@ -28,6 +28,7 @@ from edge_server.verifier.torch_attention import (
     attend,
 )
 from edge_server.verifier.torch_segments import Span
+from edge_server.verifier.torch_static import Bucket, StaticPass, StaticRows, bucket_of
 from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.manifest import file_record, tokenizer_hash
 
@@ -48,14 +49,19 @@ def _pool_attention(
     value: Tensor,
     _mask: Tensor | None,
     *,
-    multispin_rows: Rows,
+    multispin_rows: Rows | StaticRows,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    new = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    output = attend(multispin_rows, layer, *new, scale=scaling, window=sliding_window)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    rows, layer = multispin_rows, int(module.layer_idx)  # type: ignore[arg-type]
+    rows.pool.keys[layer, rows.places] = key
+    rows.pool.values[layer, rows.places] = value
+    if isinstance(rows, StaticRows):
+        output = rows.attend(layer, query, scale=scaling, window=sliding_window)
+    else:
+        output = attend(rows, layer, query, scale=scaling, window=sliding_window)
     return output[None], None
 
 
@@ -66,14 +72,24 @@ class TorchModel:
     """Weights, and a pool of places for keys and values."""
 
     def __init__(
-        self, *, model: Any, folder: Path, places: int, gather: bool, invariant: bool = False
+        self,
+        *,
+        model: Any,
+        folder: Path,
+        places: int,
+        gather: bool,
+        invariant: bool = False,
+        static: bool = False,
     ) -> None:
         """Take a model whose attention is ours; `places` are tokens that the pool holds.
 
         `gather` lets one call a layer attend for all sequences, at the price of copying their keys.
         `invariant` runs every pass in the same shapes, so that no row depends on its company.
+        `static` rounds verify passes up to buckets, of which CUDA graphs are captured on a GPU.
         """
         self._model = model
+        self._static = static
+        self._static_passes: dict[Bucket, StaticPass] = {}
         self._gather = gather
         self._invariant = invariant
         self.places = places
@@ -99,6 +115,7 @@ class TorchModel:
         kv_memory_mib: int,
         gather: bool | None = None,
         invariant: bool = False,
+        static: bool | None = None,
     ) -> TorchModel:
         """Load safetensors and plan the pool.
 
@@ -122,6 +139,7 @@ class TorchModel:
             places=places,
             gather=device != "cpu" if gather is None else gather,
             invariant=invariant,
+            static=device != "cpu" if static is None else static,
         )
 
     @torch.inference_mode()
@@ -165,6 +183,10 @@ class TorchModel:
         self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
     ) -> Tensor:
         """Do what `run` does, and leave [len(score), vocab] on the device, in the model's type."""
+        bucket = bucket_of(spans) if self._static and score and not self._invariant else None
+        if bucket:
+            kept = torch.tensor(list(score)).to(self.pool.keys.device)
+            return self._static_pass(bucket).run(spans, token_ids)[kept]
         if not self._invariant:
             return self._pass(Rows(self.pool, spans, self._gather, self._group), token_ids, score)
         found, first, wanted = [], 0, list(score)
@@ -177,6 +199,24 @@ class TorchModel:
             found.append(self._pass(rows, ids, range(FIXED_ROWS) if own else [])[own])
             first += count
         return torch.cat(found)
+
+    def _static_pass(self, bucket: Bucket) -> StaticPass:
+        if bucket not in self._static_passes:
+            self._static_passes[bucket] = StaticPass(
+                rows=StaticRows(self.pool, bucket, self._group),
+                forward=self._forward_static,
+                capture=self.pool.keys.is_cuda,
+            )
+        return self._static_passes[bucket]
+
+    def _forward_static(self, rows: StaticRows) -> Tensor:
+        logits: Tensor = self._model(
+            input_ids=rows.token_ids[None],
+            position_ids=rows.positions[None],
+            use_cache=False,
+            multispin_rows=rows,
+        ).logits[0]
+        return logits
 
     def _pass(self, rows: Rows, token_ids: Sequence[int], score: Sequence[int]) -> Tensor:
         device = self.pool.keys.device

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +189,30 @@ def test_the_verifier_says_the_same_with_and_without_lanes(
         verifiers[1].verify([twice, twice])
     for slot in slots[1]:
         verifiers[1].close(slot)
+
+
+def test_a_machine_without_memory_refuses_a_session_and_lives_on(target: Path) -> None:
+    program = f"""
+import resource
+from pathlib import Path
+from edge_server.verifier.onnx import OnnxVerifier
+from edge_server.verifier.interface import VerifyRequest
+from sdk.errors import CapacityError
+from sdk.model.sampling import SamplingParameters
+one = OnnxVerifier.load(Path({str(target)!r}), threads=1, max_sessions=10**6, kv_memory_mib=10**6)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+slots = []
+try:
+    while True:
+        slots.append(one.open(parameters=SamplingParameters(), max_tokens=1024))
+except CapacityError as error:
+    assert "--kv-memory" in str(error)
+one.close(slots.pop())
+slots.append(one.open(parameters=SamplingParameters(), max_tokens=512))
+assert len(one.verify([VerifyRequest(slot=slot, pending=(1,)) for slot in slots[-3:]])) == 3
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "alive\n", done.stderr
