@@ -3,9 +3,9 @@
 The torch verifier reads real text (the standard library's source, which the shipped target was
 trained on): every row once among five of one session, once in a pass that eight sessions share,
 once among eight sessions' single rows. Counted are rows whose likeliest token is not that of the
-first reading, and rows with any bit changed. In fixed shapes (`--invariant`), where a row costs
-more, one round is read. Prints one JSON line: per million rows, with the interval of Clopper and
-Pearson at 95 %, and what a pass costs.
+first reading, and rows with any bit changed. In fixed shapes (`invariant`), where a row costs
+more, one round is read. Prints a JSON line per number type and mode: rates per million
+rows, with the interval of Clopper and Pearson at 95 %, and what a pass costs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def compare(
 
 
 def main() -> None:
-    """Print the line."""
+    """Print the lines."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.invariance")
     parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped target")
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
@@ -126,19 +126,24 @@ def main() -> None:
         parser.error(f"--positions must be a multiple of {ROWS}")
     torch.set_num_threads(args.threads)
     folder = args.model or pair_dir("target")
-    line: dict[str, object] = {"bench": "invariance", "model": folder.name}
     for dtype in args.dtypes:
         for invariant in (False, True):
-            name = f"{dtype}{' invariant' if invariant else ''}"
-            line[name] = compare(
+            found = compare(
                 folder,
                 dtype=dtype,
                 invariant=invariant,
                 rounds=1 if invariant else args.rounds,
                 positions=args.positions,
             )
-    line["machine"] = machine()
-    print(json.dumps(line), flush=True)
+            line = {
+                "bench": "invariance",
+                "model": folder.name,
+                "dtype": dtype,
+                "invariant": invariant,
+                **found,
+                "machine": machine(),
+            }
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class StaticRows:
         device = self.pool.keys.device
         self.packed = torch.zeros(3 * rows + 2 * sessions, dtype=torch.int64, device=device)
         sizes = [rows, rows, rows, sessions, sessions]
-        self.token_ids, self.positions, self.places, starts, last = self.packed.split(sizes)
+        self.token_ids, self.positions, self.places, starts, last = torch.split(self.packed, sizes)
         self._starts, self._last = starts[:, None], last[:, None]
         self._steps = torch.arange(self.bucket.keys, device=device)
 
