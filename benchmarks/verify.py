@@ -1,22 +1,31 @@
-"""One verify pass, torch against ONNX: `python -m benchmarks.verify` prints one JSON line.
+"""One verify pass, beside other ways to do it: `python -m benchmarks.verify [--peers …]`.
 
-Both backends hold the same target and the same contexts and verify the same ragged drafts, in
-turn, so that what else the machine does hits both. `fit` is least squares over all shapes, in the
-form that a cell file's `verify` takes: fixed_s + per_request_s × requests + per_row_s × rows.
+All hold the same weights and contexts of the same length, and take turns shape by shape, so that
+what else the machine does hits all: the ONNX verifier (also with one session a call, and with the
+graphs of `--also`), the torch verifier, Hugging Face's `generate` (a decode step, so one row a
+session) and llama.cpp's `llama_decode` over several sequences, in an environment of its own.
+
+Prints a table and one JSON line. `verify` in it is least squares over all shapes, in the form that
+a cell file's `verify` takes: fixed_s + per_request_s × requests + per_row_s × rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.draft.peers import PEERS, PeerError, interpreter, prepared
 from benchmarks.machine import machine
 from edge_server.verifier.interface import Verifier, VerifyRequest
 from edge_server.verifier.onnx import OnnxVerifier
@@ -28,9 +37,22 @@ from sdk.model.sampling import SamplingParameters
 __all__ = ["main"]
 
 # (sessions, rows of each)
-SHAPES: Final = ((1, 1), (1, 5), (4, 1), (4, 5), (8, 1), (8, 5))
-FIT_KEYS: Final = ("fixed_s", "per_request_s", "per_row_s")
+SHAPES: Final = tuple((count, rows) for count in (1, 2, 4, 8, 16) for rows in (1, 5, 9))
+MOST_SESSIONS: Final = max(count for count, _ in SHAPES)
+GENERATED: Final = 16  # decode steps of one `generate`
+OURS: Final = "onnx"
+BUILD: Final = Path("build") / "bench-verify"
 Shape = tuple[int, int]
+
+
+class Runner(Protocol):
+    """One way to verify."""
+
+    def seconds(self, shape: Shape) -> float | None:
+        """Return the time of one pass; None where it has no such pass."""
+
+    def start_anew(self) -> None:
+        """Bring every session back to its first context."""
 
 
 class Bench:
@@ -39,11 +61,13 @@ class Bench:
     def __init__(self, verifier: Verifier, *, context: int) -> None:
         self._verifier = verifier
         self._context = context
-        self._slots = [self._open(number) for number in range(max(count for count, _ in SHAPES))]
+        self._slots = [self._open(number) for number in range(MOST_SESSIONS)]
 
     def _open(self, seed: int) -> int:
         parameters = SamplingParameters()
-        capacity = self._context + sum(rows for _, rows in SHAPES)  # if every draft were accepted
+        capacity = self._context + 2 * sum(
+            rows for _, rows in SHAPES
+        )  # if every draft were accepted
         slot = self._verifier.open(parameters=parameters, max_tokens=capacity)
         self._verifier.prefill(slot, self._ids(seed, self._context))
         return slot
@@ -53,7 +77,7 @@ class Bench:
         ids: list[int] = generator.integers(0, self._verifier.vocabulary_size, count).tolist()
         return ids
 
-    def seconds(self, shape: Shape) -> float:
+    def seconds(self, shape: Shape) -> float | None:
         """Return the time of one pass."""
         count, rows = shape
         ids = self._ids(99, count * rows)
@@ -72,6 +96,88 @@ class Bench:
         for index, slot in enumerate(self._slots):
             self._verifier.close(slot)
             self._slots[index] = self._open(index)
+
+
+class Generate:
+    """Hugging Face's own loop: what one more token of every sequence costs in `generate`."""
+
+    def __init__(self, folder: Path, *, context: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch = torch
+        self._model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+        ids = np.random.default_rng(0).integers(1, self._model.config.vocab_size, context)
+        self._prompt = torch.tensor(ids)[None]
+
+    def seconds(self, shape: Shape) -> float | None:
+        """Return the time of a longer `generate` less that of a shorter one, per step."""
+        count, rows = shape
+        if rows > 1:
+            return None
+        prompts = self._prompt.repeat(count, 1)
+        return (self._generate(prompts, 1 + GENERATED) - self._generate(prompts, 1)) / GENERATED
+
+    def start_anew(self) -> None:
+        """Nothing is kept."""
+
+    def _generate(self, prompts: object, tokens: int) -> float:
+        started_s = time.perf_counter()
+        with self._torch.inference_mode():
+            self._model.generate(
+                prompts,
+                attention_mask=self._torch.ones_like(prompts),
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return time.perf_counter() - started_s
+
+
+class LlamaCpp:
+    """llama.cpp in a process of its own, which waits while others run."""
+
+    def __init__(self, checkpoint: Path, *, context: int, threads: int) -> None:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        peer = next(peer for peer in PEERS if peer.name == "llama.cpp")
+        python = interpreter(peer, BUILD)
+        weights = prepared(peer, python, "fp32", checkpoint, BUILD.resolve())
+        if isinstance(weights, PeerError):
+            raise weights
+        script = Path(__file__).parent / "verify_llama_cpp.py"
+        numbers = (context, MOST_SESSIONS, max(rows for _, rows in SHAPES), threads)
+        self._process = subprocess.Popen(
+            [str(python), str(script), str(weights), *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.start_anew()
+
+    def seconds(self, shape: Shape) -> float | None:
+        """Return what the process measured."""
+        return self._ask(f"{shape[0]} {shape[1]}")
+
+    def start_anew(self) -> None:
+        """Feed every sequence its context again."""
+        self._ask("0 0")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait(timeout=30)
+
+    def _ask(self, line: str) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            return float(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise PeerError(f"llama.cpp ended with {self._process.poll()}") from error
 
 
 def spread(times_s: Sequence[float]) -> dict[str, float]:
@@ -100,54 +206,106 @@ def fit(medians_s: Mapping[Shape, float]) -> dict[str, float]:
         columns.pop(list(columns)[int(found.argmin())])
 
 
-def measure(benches: Mapping[str, Bench], *, runs: int) -> dict[str, object]:
-    """Run every shape on every backend, interleaved, and return the figures."""
-    times_s: dict[str, dict[Shape, list[float]]] = {
-        name: {shape: [] for shape in SHAPES} for name in benches
-    }
+def measure(runners: Mapping[str, Runner], *, runs: int) -> dict[str, dict[Shape, list[float]]]:
+    """Run every shape on every backend, interleaved, and return the times in seconds."""
+    times_s: dict[str, dict[Shape, list[float]]] = {name: {} for name in runners}
     for run in range(runs + 1):
-        for bench in benches.values():
-            bench.start_anew()
+        for runner in runners.values():
+            runner.start_anew()
         for shape in SHAPES:
-            for name, bench in benches.items():
-                elapsed_s = bench.seconds(shape)
-                if run:  # the first is a warm-up
-                    times_s[name][shape].append(elapsed_s)
-    return {name: figures(found) for name, found in times_s.items()}
+            for name, runner in runners.items():
+                runner.seconds(shape)  # so that it finds its own data in the caches, not another's
+                elapsed_s = runner.seconds(shape)
+                if run and elapsed_s is not None:  # the first is a warm-up
+                    times_s[name].setdefault(shape, []).append(elapsed_s)
+    return times_s
 
 
-def figures(times_s: Mapping[Shape, Sequence[float]]) -> dict[str, object]:
-    """Return one backend's times, their fit, and what rows cost: 8 × 5 over 8 × 1."""
-    medians_s = {shape: statistics.median(found) for shape, found in times_s.items()}
+def figures(
+    medians_s: Mapping[Shape, float], times_s: Mapping[Shape, Sequence[float]]
+) -> dict[str, object]:
+    """Return one backend's times and, where it has them, what rows cost and the fit."""
+    found: dict[str, object] = {
+        "shapes": {f"{k}x{rows}": spread(times_s[k, rows]) for k, rows in times_s}
+    }
+    if (8, 5) in medians_s:
+        found["rows_5_over_1"] = round(medians_s[8, 5] / medians_s[8, 1], 3)
+        found["verify"] = fit(medians_s)
+    return found
+
+
+def ratios(medians_s: Mapping[str, Mapping[Shape, float]]) -> dict[str, dict[str, float]]:
+    """Return, for every other way, our time over its time."""
+    ours = medians_s.get(OURS, {})
     return {
-        "shapes": {f"{k}x{rows}": spread(times_s[k, rows]) for k, rows in times_s},
-        "rows_5_over_1": round(medians_s[8, 5] / medians_s[8, 1], 3),
-        "verify": fit(medians_s),
+        name: {
+            f"{k}x{rows}": round(ours[k, rows] / other[k, rows], 3)
+            for k, rows in other
+            if (k, rows) in ours
+        }
+        for name, other in medians_s.items()
+        if name != OURS
     }
 
 
-def load(args: argparse.Namespace) -> tuple[dict[str, Bench], dict[str, str]]:
-    """Return the backends that the folder and this machine have, and why others are missing."""
-    memory = {"max_sessions": 8, "kv_memory_mib": args.kv_memory}
-    loaders: dict[str, Callable[[], Verifier]] = {
-        "torch": lambda: TorchVerifier.load(
+def table(times_s: Mapping[str, Mapping[Shape, Sequence[float]]]) -> Table:
+    """Return medians and quartiles in milliseconds, a row per shape."""
+    drawn = Table("sessions × rows", *times_s, title="ms a pass: median (quartiles)")
+    for count, rows in SHAPES:
+        cells = []
+        for found in times_s.values():
+            ms = spread(found[count, rows]) if (count, rows) in found else None
+            cells.append(
+                f"{ms['median_ms']:.2f} ({ms['q1_ms']:.2f}–{ms['q3_ms']:.2f})" if ms else "–"
+            )
+        drawn.add_row(f"{count} × {rows}", *cells)
+    return drawn
+
+
+@contextlib.contextmanager
+def loaded(args: argparse.Namespace) -> Iterator[tuple[dict[str, Runner], dict[str, str]]]:
+    """Yield what the folder and this machine have, and why others are missing."""
+
+    def onnx(folder: Path, **options: int) -> Runner:
+        verifier = OnnxVerifier.load(folder, threads=args.threads, **memory, **options)
+        return Bench(verifier, context=args.context)
+
+    def torch() -> Runner:
+        verifier = TorchVerifier.load(
             args.model, device=args.device, dtype=args.dtype, threads=args.threads, **memory
-        ),
-        "onnx": lambda: OnnxVerifier.load(args.model, threads=args.threads, **memory),
+        )
+        return Bench(verifier, context=args.context)
+
+    memory = {"max_sessions": MOST_SESSIONS, "kv_memory_mib": args.kv_memory}
+    loaders: dict[str, Callable[[], Runner]] = {
+        OURS: lambda: onnx(args.model),
+        "onnx, one by one": lambda: onnx(args.model, lanes=1),
+        **{f"onnx {folder.name}": lambda folder=folder: onnx(folder) for folder in args.also},
+        "torch": torch,
+        "generate": lambda: Generate(args.model, context=args.context),
+        "llama.cpp": lambda: LlamaCpp(args.model, context=args.context, threads=args.threads),
     }
-    benches, missing = dict[str, Bench](), dict[str, str]()
-    for name, loader in loaders.items():
-        try:
-            benches[name] = Bench(loader(), context=args.context)
-        except (DependencyError, ModelLoadError) as error:  # noqa: PERF203
-            missing[name] = str(error)
-    return benches, missing
+    runners, missing = dict[str, Runner](), dict[str, str]()
+    with contextlib.ExitStack() as stack:
+        for name, loader in loaders.items():
+            if name in args.without:
+                continue
+            try:
+                runners[name] = loader()
+            except (DependencyError, ModelLoadError, PeerError, ImportError) as error:
+                missing[name] = str(error)
+            else:
+                if isinstance(runner := runners[name], LlamaCpp):
+                    stack.callback(runner.close)
+        yield runners, missing
 
 
 def main() -> None:
-    """Print the line."""
+    """Print the table and the line."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.verify")
     parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped target")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="DIR", help="exports")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="columns to skip")
     parser.add_argument("--device", default="auto", help="of the torch backend")
     parser.add_argument("--dtype", default="auto", help="of the torch backend")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
@@ -158,14 +316,22 @@ def main() -> None:
     if args.runs < 7:
         parser.error("--runs must be at least 7")
     args.model = args.model or pair_dir("target")
-    benches, missing = load(args)
+    with loaded(args) as (runners, missing):
+        times_s = measure(runners, runs=args.runs)
+    medians_s = {
+        name: {shape: statistics.median(times) for shape, times in found.items()}
+        for name, found in times_s.items()
+    }
+    console = Console(stderr=True, width=24 + 24 * len(times_s))
+    console.print(table(times_s))
     line = {
         "bench": "verify",
         "model": args.model.name,
         "context": args.context,
         "threads": args.threads,
         "runs": args.runs,
-        **measure(benches, runs=args.runs),
+        **{name: figures(medians_s[name], found) for name, found in times_s.items()},
+        "onnx_over": ratios(medians_s),
         "missing": missing,
         "machine": machine(),
     }

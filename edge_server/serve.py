@@ -24,7 +24,7 @@ from edge_server.scheduler.solver import ProcessSolver
 from edge_server.server import EdgeServer
 from edge_server.server_energy import ServerEnergy, meter_server
 from edge_server.verifier.interface import Verifier
-from edge_server.verifier.onnx import OnnxVerifier
+from edge_server.verifier.onnx import DEFAULT_LANES, OnnxVerifier
 from sdk.config import BrokerConfig, load_config, shipped_model
 from sdk.errors import ConfigError, ConnectError
 from sdk.model.proposal import MAX_SUPPORT
@@ -133,6 +133,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="every board has a link of its own: no sharing of one band",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads to verify with")
+    parser.add_argument(
+        "--invariant",
+        action="store_true",
+        help="torch: run every pass in the same shapes, so that no token depends on who shares it",
+    )
+    parser.add_argument(
+        "--lanes",
+        type=int,
+        default=DEFAULT_LANES,
+        metavar="N",
+        help="sessions that an ONNX pass takes together; 1: one by one, with the weights held once",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per report")
     parser.add_argument("--report-every", type=float, default=10.0, metavar="S")
 
@@ -194,12 +206,14 @@ def _load_verifier(args: argparse.Namespace) -> Verifier:
             threads=args.threads,
             max_sessions=args.sessions,
             kv_memory_mib=args.kv_memory,
+            invariant=args.invariant,
         )
     return OnnxVerifier.load(
         Path(model),
         threads=args.threads,
         max_sessions=args.sessions,
         kv_memory_mib=args.kv_memory,
+        lanes=args.lanes,
     )
 
 

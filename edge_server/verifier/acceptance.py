@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,15 @@ from sdk.model.noise import Stream, uniform
 from sdk.model.proposal import Proposal
 from sdk.model.sampling import Sampler, SamplingParameters, log_probabilities, transform
 
-__all__ = ["Acceptor", "accept", "block_prefix", "residual", "token_prefix"]
+__all__ = [
+    "Acceptor",
+    "Choice",
+    "accept",
+    "accept_tokens",
+    "block_prefix",
+    "residual",
+    "token_prefix",
+]
 
 
 def accept(
@@ -42,6 +51,21 @@ def accept(
         if accepted == len(draft) or token != draft[accepted]:
             return VerifyOutcome(accepted=accepted, token=token)
     raise ValueError(f"{len(logits)} rows of logits for {len(draft)} drafted tokens")
+
+
+def accept_tokens(tokens: Sequence[int], draft: Sequence[int]) -> VerifyOutcome:
+    """Do what `accept` does, where the target's token of every row is known: [len(draft) + 1]."""
+    pairs = zip(tokens, draft, strict=False)
+    accepted = next((n for n, (own, drafted) in enumerate(pairs) if own != drafted), len(draft))
+    return VerifyOutcome(accepted=accepted, token=tokens[accepted])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How one row's token is chosen in greedy and coupled mode."""
+
+    parameters: SamplingParameters
+    position: int
 
 
 def token_prefix(
@@ -109,6 +133,18 @@ class Acceptor:
         self._sampler = Sampler(parameters=parameters, vocabulary_size=vocabulary_size)
         self._find_prefix = block_prefix if block else token_prefix
         self._attempt = secrets.randbits(32)  # a restarted session must not see old numbers again
+
+    def choices(self, request: VerifyRequest, *, position: int) -> list[Choice | None]:
+        """Return how a verifier may choose each row's token by itself: the exact operations.
+
+        None, for each row, where the choice needs exponentials, whose last bit differs between
+        machines; `accept` makes it then. Arguments as in `accept`.
+        """
+        parameters = self._sampler.parameters
+        shaped = parameters.top_p < 1.0 or parameters.min_p > 0.0
+        if request.proposals or (shaped and not parameters.greedy):
+            return [None] * (len(request.draft) + 1)
+        return [Choice(parameters, position + row) for row in range(len(request.draft) + 1)]
 
     def accept(
         self, logits: NDArray[np.float32], request: VerifyRequest, *, position: int

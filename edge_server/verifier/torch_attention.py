@@ -7,6 +7,10 @@ head are folded into its rows, so that no key is repeated.
 
 On the CPU each sequence attends to a view of the pool, without a copy. On a GPU one call a layer
 matters more: the segments are gathered and padded to the longest. Knows nothing of sessions.
+
+Kernels choose their instructions by the shapes that they are given, and so the last bits of a row.
+With fixed shapes no row depends on its company: every call's rows are padded to FIXED_ROWS, every
+sequence's to FIXED_SPAN_ROWS, and its keys to a multiple of FIXED_KEYS, masked.
 """
 
 from __future__ import annotations
@@ -21,7 +25,11 @@ from torch.nn import functional as F
 
 from edge_server.verifier.torch_segments import Span
 
-__all__ = ["KvPool", "Rows", "attend"]
+__all__ = ["FIXED_KEYS", "FIXED_ROWS", "FIXED_SPAN_ROWS", "KvPool", "Rows", "attend", "grouped"]
+
+FIXED_ROWS = 64
+FIXED_SPAN_ROWS = 16
+FIXED_KEYS = 512
 
 
 class KvPool:
@@ -30,10 +38,14 @@ class KvPool:
     def __init__(
         self, *, layers: int, places: int, kv_heads: int, head_dim: int, like: Tensor
     ) -> None:
-        """Allocate, in the type and on the device of `like`."""
-        shape = (layers, places, kv_heads, head_dim)
-        self.keys = like.new_empty(shape)
-        self.values = like.new_empty(shape)
+        """Allocate, in the type and on the device of `like`.
+
+        Behind the places are some for padding: rows that are dropped, keys that nobody sees.
+        """
+        self.dump = places
+        shape = (layers, places + FIXED_KEYS, kv_heads, head_dim)
+        self.keys = like.new_zeros(shape)  # a masked key must still be a number
+        self.values = like.new_zeros(shape)
 
 
 @dataclass
@@ -44,19 +56,21 @@ class Rows:
     spans: Sequence[Span]
     gather: bool
     group: int  # query heads per key head: masks repeat that often
+    padding: int = 0  # rows behind those of the spans; they count when shapes are fixed
+    fixed: bool = False
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
     @cached_property
     def positions(self) -> Tensor:
         """Every row's position in its sequence, [rows]."""
-        return self._flat(range(span.past, span.length) for span in self.spans)
+        own = [range(span.past, span.length) for span in self.spans]
+        return self._flat([*own, range(self.padding)])
 
     @cached_property
     def places(self) -> Tensor:
         """Every row's place in the pool, [rows]."""
-        return self._flat(
-            range(span.place + span.past, span.place + span.length) for span in self.spans
-        )
+        own = [range(span.place + span.past, span.place + span.length) for span in self.spans]
+        return self._flat([*own, range(self.pool.dump, self.pool.dump + self.padding)])
 
     @cached_property
     def span_of(self) -> Tensor:
@@ -103,6 +117,18 @@ class Rows:
             self._masks[key] = mask.repeat(1, 1, self.group, 1)
         return self._masks[key]
 
+    def fixed_mask(self, index: int, window: int | None) -> Tensor | None:
+        """Return what rows of span `index` may see: bool [group × FIXED_SPAN_ROWS, fixed keys]."""
+        key = (index, window)
+        if key not in self._masks:
+            span = self.spans[index]
+            shape = (FIXED_SPAN_ROWS, fixed_keys(span))
+            mask = torch.zeros(shape, dtype=torch.bool, device=self.pool.keys.device)
+            mask[: span.rows, : span.length] = self._band(span, window)
+            mask[span.rows :] = mask[span.rows - 1]
+            self._masks[key] = mask.repeat(self.group, 1)
+        return self._masks[key]
+
     def _flat(self, parts: Iterable[Iterable[int]]) -> Tensor:
         flat = [number for part in parts for number in part]
         return torch.tensor(flat).to(self.pool.keys.device)
@@ -114,31 +140,22 @@ class Rows:
 
 
 def attend(
-    rows: Rows,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float | None,
-    window: int | None,
+    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
 ) -> Tensor:
-    """Store one layer's new keys and values and return what its rows attend to.
+    """Return what one layer's rows attend to; their own keys and values are in the pool already.
 
     Args:
         rows: the pass.
         layer: index into the pool.
         query: [rows, heads, head_dim].
-        key: [rows, kv_heads, head_dim]; `value` likewise.
         scale: of the scores; None for head_dim ** -0.5.
         window: how many tokens back a row may look, itself included; None for all.
 
     Returns:
         [rows, heads, head_dim].
     """
-    rows.pool.keys[layer, rows.places] = key
-    rows.pool.values[layer, rows.places] = value
     attended = _attend_gathered if rows.gather else _attend_views
+    attended = _attend_fixed if rows.fixed else attended
     return attended(rows, layer, query, scale=scale, window=window)
 
 
@@ -151,7 +168,7 @@ def _attend_views(
         segment = slice(span.place, span.place + span.length)
         own = query[first : first + span.rows][None]
         mask = rows.mask(index, window)
-        parts.append(_grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
+        parts.append(grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
         first += span.rows
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -163,12 +180,34 @@ def _attend_gathered(
     padded[rows.span_of, rows.row_of] = query
     keys = rows.pool.keys[layer][rows.padded_places]
     values = rows.pool.values[layer][rows.padded_places]
-    output = _grouped(padded, keys, values, rows.padded_mask(window), scale)
+    output = grouped(padded, keys, values, rows.padded_mask(window), scale)
     # What comes of padding rows, which see nothing, is dropped here.
     return output[rows.span_of, rows.row_of]
 
 
-def _grouped(
+def _attend_fixed(
+    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
+) -> Tensor:
+    keys, values = rows.pool.keys[layer], rows.pool.values[layer]
+    output = torch.zeros_like(query)
+    first = 0
+    for index, span in enumerate(rows.spans):
+        segment = slice(span.place, span.place + fixed_keys(span))
+        own = query.new_zeros(1, FIXED_SPAN_ROWS, *query.shape[1:])
+        own[0, : span.rows] = query[first : first + span.rows]
+        mask = rows.fixed_mask(index, window)
+        found = grouped(own, keys[segment][None], values[segment][None], mask, scale)[0]
+        output[first : first + span.rows] = found[: span.rows]
+        first += span.rows
+    return output
+
+
+def fixed_keys(span: Span) -> int:
+    """Return the span's length, up to the next multiple of FIXED_KEYS."""
+    return -(-span.length // FIXED_KEYS) * FIXED_KEYS
+
+
+def grouped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """Return attention of [batch, rows, heads, d] over [batch, length, kv_heads, d].

@@ -14,7 +14,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_server.verifier.acceptance import Acceptor
+import numpy as np
+
+from edge_server.verifier.acceptance import Acceptor, accept_tokens
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_segments import Segment, Segments
 from sdk.errors import CapacityError, DependencyError, ModelLoadError
@@ -58,6 +60,7 @@ class TorchVerifier:
         threads: int | None = None,
         max_sessions: int = 64,
         kv_memory_mib: int = 1024,
+        invariant: bool = False,
     ) -> TorchVerifier:
         """Load a model from a folder, or by its name on the Hugging Face Hub.
 
@@ -68,6 +71,7 @@ class TorchVerifier:
             threads: CPU threads of the whole process; None leaves torch's own choice.
             max_sessions: sessions at most.
             kv_memory_mib: memory for keys and values; on a GPU at most 80 % of what weights leave.
+            invariant: run every pass in the same shapes: no choice depends on who shares it.
 
         Raises:
             ConfigError: if device, type or memory cannot be had.
@@ -83,7 +87,9 @@ class TorchVerifier:
         if threads is not None:
             torch.set_num_threads(threads)
         folder = _local_folder(name_or_folder)
-        model = TorchModel.load(folder, device=device, dtype=dtype, kv_memory_mib=kv_memory_mib)
+        model = TorchModel.load(
+            folder, device=device, dtype=dtype, kv_memory_mib=kv_memory_mib, invariant=invariant
+        )
         log.info(
             "verifier: %s on %s, %d tokens of %d bytes fit, %d for each of %d sessions",
             folder.name,
@@ -158,14 +164,25 @@ class TorchVerifier:
         score = [
             row for end, count in zip(last_rows, scored, strict=True) for row in range(end)[-count:]
         ]
-        logits = self._model.run(spans, [token for ids in rows for token in ids], score)
+        choices = [
+            choice
+            for slot, request in zip(slots, requests, strict=True)
+            for choice in slot.acceptor.choices(
+                request, position=slot.segment.length + len(request.pending)
+            )
+        ]
+        flat = [token for ids in rows for token in ids]
+        tokens, logits = self._model.choose(spans, flat, score, choices)
         outcomes = []
         for slot, request, end, count in zip(
             slots, requests, accumulate(scored), scored, strict=True
         ):
             position = slot.segment.length + len(request.pending)
-            own = logits[end - count : end]
-            outcome = slot.acceptor.accept(own, request, position=position)
+            if end - 1 in logits:
+                own = np.stack([logits[row] for row in range(end - count, end)])
+                outcome = slot.acceptor.accept(own, request, position=position)
+            else:
+                outcome = accept_tokens(tokens[end - count : end], request.draft)
             slot.segment.length = position + outcome.accepted
             outcomes.append(outcome)
         return outcomes

@@ -18,8 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from edge_server.verifier.torch_attention import KvPool, Rows, attend
+from edge_server.verifier.acceptance import Choice
+from edge_server.verifier.torch_acceptance import choose_rows
+from edge_server.verifier.torch_attention import (
+    FIXED_ROWS,
+    FIXED_SPAN_ROWS,
+    KvPool,
+    Rows,
+    attend,
+)
 from edge_server.verifier.torch_segments import Span
+from edge_server.verifier.torch_static import Bucket, StaticPass, StaticRows, bucket_of
 from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.manifest import file_record, tokenizer_hash
 
@@ -40,14 +49,19 @@ def _pool_attention(
     value: Tensor,
     _mask: Tensor | None,
     *,
-    multispin_rows: Rows,
+    multispin_rows: Rows | StaticRows,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    new = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    output = attend(multispin_rows, layer, *new, scale=scaling, window=sliding_window)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    rows, layer = multispin_rows, int(module.layer_idx)  # type: ignore[arg-type]
+    rows.pool.keys[layer, rows.places] = key
+    rows.pool.values[layer, rows.places] = value
+    if isinstance(rows, StaticRows):
+        output = rows.attend(layer, query, scale=scaling, window=sliding_window)
+    else:
+        output = attend(rows, layer, query, scale=scaling, window=sliding_window)
     return output[None], None
 
 
@@ -57,13 +71,27 @@ AttentionInterface.register(_ATTENTION_NAME, _pool_attention)
 class TorchModel:
     """Weights, and a pool of places for keys and values."""
 
-    def __init__(self, *, model: Any, folder: Path, places: int, gather: bool) -> None:
+    def __init__(
+        self,
+        *,
+        model: Any,
+        folder: Path,
+        places: int,
+        gather: bool,
+        invariant: bool = False,
+        static: bool = False,
+    ) -> None:
         """Take a model whose attention is ours; `places` are tokens that the pool holds.
 
         `gather` lets one call a layer attend for all sequences, at the price of copying their keys.
+        `invariant` runs every pass in the same shapes, so that no row depends on its company.
+        `static` rounds verify passes up to buckets, of which CUDA graphs are captured on a GPU.
         """
         self._model = model
+        self._static = static
+        self._static_passes: dict[Bucket, StaticPass] = {}
         self._gather = gather
+        self._invariant = invariant
         self.places = places
         self.vocabulary_size = int(model.config.vocab_size)
         self.context_length = int(model.config.max_position_embeddings)
@@ -86,6 +114,8 @@ class TorchModel:
         dtype: str = "auto",
         kv_memory_mib: int,
         gather: bool | None = None,
+        invariant: bool = False,
+        static: bool | None = None,
     ) -> TorchModel:
         """Load safetensors and plan the pool.
 
@@ -108,6 +138,8 @@ class TorchModel:
             folder=folder,
             places=places,
             gather=device != "cpu" if gather is None else gather,
+            invariant=invariant,
+            static=device != "cpu" if static is None else static,
         )
 
     @torch.inference_mode()
@@ -124,7 +156,69 @@ class TorchModel:
         Returns:
             [len(score), vocab], on the host, from one copy.
         """
-        rows = Rows(self.pool, spans, self._gather, self._group)
+        logits = self.logits(spans, token_ids, score)
+        found: NDArray[np.float32] = logits.float().cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def choose(
+        self,
+        spans: Sequence[Span],
+        token_ids: Sequence[int],
+        score: Sequence[int],
+        choices: Sequence[Choice | None],
+    ) -> tuple[list[int], dict[int, NDArray[np.float32]]]:
+        """Feed tokens as `run` does, and choose the scored rows' tokens where the logits are.
+
+        Args:
+            choices: for every scored row, how its token is chosen; None to return its logits.
+
+        Returns:
+            Tokens, −1 where there was no choice, and the logits of those rows; from one copy.
+        """
+        return choose_rows(self.logits(spans, token_ids, score), choices)
+
+    @torch.inference_mode()
+    def logits(
+        self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
+    ) -> Tensor:
+        """Do what `run` does, and leave [len(score), vocab] on the device, in the model's type."""
+        bucket = bucket_of(spans) if self._static and score and not self._invariant else None
+        if bucket:
+            kept = torch.tensor(list(score)).to(self.pool.keys.device)
+            return self._static_pass(bucket).run(spans, token_ids)[kept]
+        if not self._invariant:
+            return self._pass(Rows(self.pool, spans, self._gather, self._group), token_ids, score)
+        found, first, wanted = [], 0, list(score)
+        for part in fixed_passes(spans):
+            count = sum(span.rows for span in part)
+            ids = [*token_ids[first : first + count], *[0] * (FIXED_ROWS - count)]
+            own = [row - first for row in wanted if first <= row < first + count]
+            padding = FIXED_ROWS - count
+            rows = Rows(self.pool, part, False, self._group, padding=padding, fixed=True)
+            found.append(self._pass(rows, ids, range(FIXED_ROWS) if own else [])[own])
+            first += count
+        return torch.cat(found)
+
+    def _static_pass(self, bucket: Bucket) -> StaticPass:
+        if bucket not in self._static_passes:
+            self._static_passes[bucket] = StaticPass(
+                rows=StaticRows(self.pool, bucket, self._group),
+                forward=self._forward_static,
+                capture=self.pool.keys.is_cuda,
+            )
+        return self._static_passes[bucket]
+
+    def _forward_static(self, rows: StaticRows) -> Tensor:
+        logits: Tensor = self._model(
+            input_ids=rows.token_ids[None],
+            position_ids=rows.positions[None],
+            use_cache=False,
+            multispin_rows=rows,
+        ).logits[0]
+        return logits
+
+    def _pass(self, rows: Rows, token_ids: Sequence[int], score: Sequence[int]) -> Tensor:
         device = self.pool.keys.device
         inputs = {
             "input_ids": torch.tensor([list(token_ids)], device=device),
@@ -134,11 +228,26 @@ class TorchModel:
         }
         if not score:
             self._model.base_model(**inputs)
-            return np.empty((0, self.vocabulary_size), np.float32)
+            return self.pool.keys.new_empty(0, self.vocabulary_size)
         kept = torch.tensor(list(score), device=device)
-        logits = self._model(**inputs, logits_to_keep=kept).logits[0]
-        found: NDArray[np.float32] = logits.float().cpu().numpy()
-        return found
+        logits: Tensor = self._model(**inputs, logits_to_keep=kept).logits[0]
+        return logits
+
+
+def fixed_passes(spans: Sequence[Span]) -> list[list[Span]]:
+    """Cut spans into passes of at most FIXED_ROWS rows, in spans of at most FIXED_SPAN_ROWS."""
+    passes: list[list[Span]] = [[]]
+    room = FIXED_ROWS
+    for span in spans:
+        past = span.past
+        while past < span.length:
+            if not room:
+                passes.append([])
+                room = FIXED_ROWS
+            rows = min(FIXED_SPAN_ROWS, span.length - past, room)
+            passes[-1].append(Span(span.place, past, rows))
+            past, room = past + rows, room - rows
+    return passes
 
 
 def choose(device: str, dtype: str) -> tuple[str, torch.dtype]:

@@ -17,7 +17,7 @@ and any number of threads; only a lone row takes another path through ONNX Runti
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from sdk.errors import ModelLoadError
 from sdk.model.manifest import GRAPH_NAME, Manifest
 
-__all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads"]
+__all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads", "ortvalue", "session_options"]
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -45,12 +45,16 @@ class KvCache:
     Attributes:
         length: tokens whose keys and values are in the cache.
         capacity: most tokens that fit.
+        buffers: keys and values by (layer, "key" or "value"), [1, kv_heads, rows, head_dim].
     """
 
-    def __init__(self, *, binding: Any, capacity: int) -> None:
+    def __init__(
+        self, *, binding: Any, buffers: Mapping[tuple[int, str], Any], capacity: int
+    ) -> None:
         self.length = 0
         self.capacity = capacity
-        self._binding = binding  # holds the buffers, bound as past and as present
+        self.buffers = buffers
+        self._binding = binding  # has the buffers bound as past and as present
 
     def rollback(self, length: int) -> None:
         """Forget every token from `length` on; raise ValueError outside 0 … self.length."""
@@ -138,12 +142,14 @@ class Decoder:
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("seqlens_k", ortvalue(self._seqlens))
         binding.bind_ortvalue_input("total_sequence_length", ortvalue(self._total))
+        buffers = {}
         for layer in range(self.manifest.layers):
             for part in ("key", "value"):
                 buffer = ortvalue(np.zeros(shape, self.manifest.kv_type), self._device)
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
-        return KvCache(binding=binding, capacity=capacity)
+                buffers[layer, part] = buffer
+        return KvCache(binding=binding, buffers=buffers, capacity=capacity)
 
     def run(
         self,
@@ -159,7 +165,7 @@ class Decoder:
         """
         ids = np.ascontiguousarray(token_ids, np.int64)
         scored = len(ids) if score is None else score
-        self._check(cache, ids, scored)
+        self.check(cache, ids, scored)
         first_scored = len(ids) - scored
         start = 0
         while len(ids) - start > CHUNK_ROWS and start + CHUNK_ROWS <= first_scored:
@@ -182,7 +188,8 @@ class Decoder:
         cache.length += rows
         return logits
 
-    def _check(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> None:
+    def check(self, cache: KvCache, ids: NDArray[np.int64], scored: int) -> None:
+        """Raise ValueError where `run` with these arguments would."""
         if ids.ndim != 1 or not len(ids):
             raise ValueError(f"token ids must be a list of at least one, not of shape {ids.shape}")
         if ids.min() < 0 or ids.max() >= self.vocabulary_size:

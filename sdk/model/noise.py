@@ -25,7 +25,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_POSITION", "MAX_SEED", "CoupledNoise", "Stream", "gumbel", "philox4x32", "uniform"]
+__all__ = [
+    "ATANH_TERMS",
+    "LN_2",
+    "MAX_POSITION",
+    "MAX_SEED",
+    "SQRT_HALF",
+    "CoupledNoise",
+    "Stream",
+    "gumbel",
+    "philox4x32",
+    "position_words",
+    "uniform",
+]
 
 MAX_SEED: Final = 2**64 - 1
 MAX_POSITION: Final = 2**32 - 1
@@ -35,9 +47,9 @@ _PHILOX_MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _PHILOX_KEY_STEPS: Final = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS: Final = 10
 
-_SQRT_HALF: Final = 0.7071067811865476
-_LN_2: Final = 0.6931471805599453
-_ATANH_TERMS: Final = tuple(1.0 / (2 * n + 1) for n in range(12))
+SQRT_HALF: Final = 0.7071067811865476
+LN_2: Final = 0.6931471805599453
+ATANH_TERMS: Final = tuple(1.0 / (2 * n + 1) for n in range(12))
 
 _BUCKET_BITS: Final = 12  # the leading bits bound the noise, for pruning
 
@@ -69,9 +81,10 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, in
     return c0, c1, c2, c3
 
 
-def _position_words(
+def position_words(
     seed: int, position: int, stream: Stream, attempt: int = 0
 ) -> tuple[int, int, int, int]:
+    """Return the four 32-bit words of one position; raise ValueError out of range."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if not 0 <= position <= MAX_POSITION:
@@ -85,7 +98,7 @@ def uniform(seed: int, position: int, stream: Stream, attempt: int = 0) -> float
     `attempt` tells apart the times that one position is looked at: in ratio mode, a number that
     once helped to reject must not be used again.
     """
-    high, low, _, _ = _position_words(seed, position, stream, attempt)
+    high, low, _, _ = position_words(seed, position, stream, attempt)
     return (((high << 20) | (low >> 12)) + 0.5) * 2.0**-52  # 52 bits, so that + ½ is exact
 
 
@@ -95,14 +108,14 @@ def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     ln(m·2^e) = e·ln 2 + 2·atanh(f / (2 + f)) with f = m − 1, m in [√½, √2); 12 terms reach 1e-16.
     """
     mantissa, exponent = np.frexp(x)
-    low = mantissa < _SQRT_HALF
+    low = mantissa < SQRT_HALF
     f = np.where(low, mantissa * 2.0, mantissa) - 1.0
     s = f / (f + 2.0)
     z = s * s
-    series = np.full_like(z, _ATANH_TERMS[-1])
-    for term in reversed(_ATANH_TERMS[:-1]):
+    series = np.full_like(z, ATANH_TERMS[-1])
+    for term in reversed(ATANH_TERMS[:-1]):
         series = series * z + term
-    logarithm: NDArray[np.float64] = (exponent - low) * _LN_2 + 2.0 * s * series
+    logarithm: NDArray[np.float64] = (exponent - low) * LN_2 + 2.0 * s * series
     return logarithm
 
 
@@ -144,7 +157,7 @@ class CoupledNoise:
         """
         if vocabulary_size < 1:
             raise ValueError(f"vocabulary size must be at least 1, got {vocabulary_size}")
-        _position_words(seed, 0, stream)
+        position_words(seed, 0, stream)
         self.seed = seed
         self.stream = stream
         self._token_ids = np.arange(vocabulary_size, dtype=np.uint32)
@@ -154,7 +167,7 @@ class CoupledNoise:
 
     def bits(self, position: int) -> NDArray[np.uint32]:
         """Return every token's noise bits at `position`: [vocab], valid until the next call."""
-        word0, word1, _, _ = _position_words(self.seed, position, self.stream)
+        word0, word1, _, _ = position_words(self.seed, position, self.stream)
         np.bitwise_xor(self._token_ids, np.uint32(word0), out=self._bits)
         _mix(self._bits, self._scratch)
         np.bitwise_xor(self._bits, np.uint32(word1), out=self._bits)
