@@ -61,14 +61,15 @@ from sdk.device import Device
 from sdk.draft.drafter import OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
 from sdk.protocol import UP_FILTER, bits_per_id
+from sdk.session import SessionOptions
 from sdk.transport.mqtt import MqttTransport
 
 PORT = 1883
-SUPPORT = 512  # likeliest ids uploaded with every token: 10.3 kbit, a third of the paper's
+SUPPORT, WEIGHT_BITS = 1024, 16  # as in the paper: some 28 kbit uploaded with every token
 MAX_LENGTH = 8
 RATES_MBPS = (1.0, 4.0, 16.0)
 DRAFT_S = (0.020, 0.030, 0.015)
-VERIFY = VerifyCost(fixed_s=0.100, per_request_s=0.004, per_row_s=0.001)
+VERIFY = VerifyCost(fixed_s=0.200, per_request_s=0.004, per_row_s=0.001)
 ROUNDS_TO_SETTLE = 20
 SESSION_TOKENS = 400
 
@@ -166,10 +167,8 @@ class Trace:
     def bits_per_token(self) -> float:
         """Return what a drafted token took on the wire: its id, and ids and weights beside it."""
         drafted = sum(report.drafted for report in self.rounds)
-        uploaded = sum(report.uploaded_ids for report in self.rounds)
-        (whole,) = ratio_modes((SUPPORT,), self.vocabulary_size)
-        bare = bits_per_id(self.vocabulary_size)
-        return bare + uploaded / (drafted * SUPPORT) * (whole.bits_per_token - bare)
+        uploaded_bits = 8 * sum(report.distribution_bytes for report in self.rounds)
+        return bits_per_id(self.vocabulary_size) + uploaded_bits / drafted
 
     def rounds_of(self, device: str) -> int:
         """Return how many rounds a board has drafted."""
@@ -459,6 +458,7 @@ def board(name: str, draft_s: float) -> int:
         model=pair_dir("drafter"),
         broker=BrokerConfig(host=f"10.99.{name}.2", port=PORT),
         drafter=drafter,
+        options=SessionOptions(weight_bits=WEIGHT_BITS),
     )
     texts = [prompt["text"] for prompt in prompts()]
     with device:

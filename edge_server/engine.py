@@ -176,7 +176,7 @@ class Engine:
                 uplink_bytes=session.uplink_bytes if draft else 0,
                 turnaround_s=session.turnaround_s if draft else None,
                 now_s=ended_s,
-                uploaded_ids=sum(len(p.token_ids) for p in draft.proposals) if draft else 0,
+                distribution_bytes=session.distribution_bytes if draft else 0,
             )
         )
         session.grant = self._controller.grant(session.device, session.slot, now_s=ended_s)

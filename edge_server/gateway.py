@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_server.energy import EnergyLedger, scheduler_figures
 from edge_server.engine import Engine
@@ -33,6 +33,7 @@ from sdk.protocol import (
     decode_draft,
     down,
     encode_control,
+    encode_draft,
     encode_verdict,
     parse_up,
     up,
@@ -258,6 +259,8 @@ class Gateway:
         elif arrival is Arrival.WAITS:
             topic = up(device, "draft")
             session.uplink_bytes = publish_packet_bytes(topic, len(payload), qos=0)
+            bare = replace(draft, proposals=()) if draft.proposals else None
+            session.distribution_bytes = len(payload) - len(encode_draft(bare)) if bare else 0
 
     def _send_committed(
         self, session: Session, *, position: int, draft: Draft | None = None

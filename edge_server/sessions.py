@@ -59,6 +59,7 @@ class Session:
     verdict_sent_s: float | None = None
     turnaround_s: float | None = None
     uplink_bytes: int = 0
+    distribution_bytes: int = 0
 
     @property
     def prefilling(self) -> bool:

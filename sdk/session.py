@@ -26,7 +26,7 @@ from sdk.draft.drafter import Drafter
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
 from sdk.model.noise import Stream, uniform
-from sdk.model.proposal import Proposal, propose
+from sdk.model.proposal import MAX_WEIGHT_BITS, Proposal, propose
 from sdk.model.sampling import Sampler, transform
 from sdk.protocol import (
     Close,
@@ -54,7 +54,6 @@ __all__ = ["Delivery", "Offline", "Session", "SessionOptions", "SessionStats"]
 
 _FIRST_LENGTH = 4  # drafted while the prompt is prefilled, before any grant
 _CREDIT_TOKENS = 16
-_WEIGHT_BITS = 8  # of the uploaded distributions in ratio mode
 _MAX_TIMEOUT_S = 4.0
 _LINK_CHECK_S = 0.25  # how often a wait looks whether the link came back
 
@@ -91,12 +90,19 @@ class SessionOptions:
         lost_after_s: without any answer for so long, the link counts as lost.
         give_up_s: with Offline.WAIT, how long to wait for it to come back.
         optimistic: whether to draft on while a verdict is awaited.
+        weight_bits: of every weight of an uploaded distribution in ratio mode, 1 to 16; more of
+            them keep unlikelier ids and cost uplink.
     """
 
     offline: Offline = Offline.WAIT
     lost_after_s: float = 15.0
     give_up_s: float = 3600.0
     optimistic: bool = True
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.weight_bits <= MAX_WEIGHT_BITS:
+            raise ValueError(f"weight_bits must be 1 to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
 
 
 @dataclass(slots=True)
@@ -230,7 +236,8 @@ class Session:
         """Cut the distribution down to what will be uploaded, then draw from that."""
         parameters = self._opening.sampling
         shaped = transform(logits, parameters)
-        proposal = propose(shaped, support=self._support, weight_bits=_WEIGHT_BITS)
+        bits = self._options.weight_bits
+        proposal = propose(shaped, support=self._support, weight_bits=bits)
         self._draws += 1
         u = uniform(parameters.seed, position, Stream.DRAFT, self._draws)
         return proposal.draw(u), proposal

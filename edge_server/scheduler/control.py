@@ -51,7 +51,8 @@ class _Device:
     round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
     link: RateEstimator = field(default_factory=RateEstimator)
     link_readings: int = -1  # that stood behind the last link report
-    fill: dict[int, DecayedMean] = field(default_factory=dict)  # part of a support that is used
+    # By support: what a token's distribution took on the wire, less where ids were left out.
+    distribution_bits: dict[int, DecayedMean] = field(default_factory=dict)
     energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
     survival: SurvivalEstimator | None = None  # of its last session
     length: int | None = None  # that its last session ended with
@@ -221,9 +222,9 @@ class DraftControl:
             return
         state.probe_drafts = max(0, state.probe_drafts - 1)
         state.survival.add(drafted=report.drafted, accepted=report.accepted)
-        if report.uploaded_ids and state.given.support:
-            fill = state.device.fill.setdefault(state.given.support, DecayedMean())
-            fill.add(min(1.0, report.uploaded_ids / (report.drafted * state.given.support)))
+        if report.distribution_bytes and state.given.support:
+            bits = state.device.distribution_bits.setdefault(state.given.support, DecayedMean())
+            bits.add(8.0 * report.distribution_bytes / report.drafted)
         drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
         if report.turnaround_s is None or not report.draft_s > 0.0:
             return
@@ -378,14 +379,13 @@ class DraftControl:
         """Return how a session may upload distributions, with what they really take."""
         if state.mode is not Mode.RATIO:
             return ()
-        return tuple(
-            replace(mode, bits_per_token=self._bits + fill * (mode.bits_per_token - self._bits))
-            for mode, fill in ((mode, self._fill(state, mode)) for mode in self._ratio_modes)
-        )
+        return tuple(self._measured(mode, state.device) for mode in self._ratio_modes)
 
-    def _fill(self, state: _Session, mode: RatioMode) -> float:
-        measured = state.device.fill.get(mode.support)
-        return (None if measured is None else measured.value) or 1.0
+    def _measured(self, mode: RatioMode, device: _Device) -> RatioMode:
+        seen = device.distribution_bits.get(mode.support)
+        if seen is None or seen.value is None:
+            return mode
+        return replace(mode, bits_per_token=self._bits + seen.value)
 
     def _measure(self) -> _Basis:
         fit = self._verify.fit()

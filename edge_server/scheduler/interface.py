@@ -51,7 +51,7 @@ class RoundReport:
         draft_s: the device's own drafting time for this draft, in seconds; 0.0 where unknown.
         uplink_bytes: the draft's whole PUBLISH packet.
         turnaround_s: from the last verdict sent to this draft's arrival; None in a first round.
-        uploaded_ids: in ratio mode, ids in all distributions of the draft together; else 0.
+        distribution_bytes: in ratio mode, what the draft's distributions took of it; else 0.
     """
 
     device: str
@@ -62,7 +62,7 @@ class RoundReport:
     uplink_bytes: int
     turnaround_s: float | None
     now_s: float
-    uploaded_ids: int = 0
+    distribution_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,7 @@ def _answer_all(pipe: Connection) -> None:
     while True:
         try:
             question = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter where an answer was left unread
             return
         try:
             found: Answer | str = answer(question)

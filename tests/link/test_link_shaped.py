@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.shaped import MARKS, ROOT, run_shaped
+
 PROGRAM = [sys.executable, "-m", "benchmarks.link_estimator"]
-
-
-def why_not() -> str:
-    """Return what is missing for namespaces and shaping, or nothing."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        return "network namespaces need root on Linux"
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    missing = [
-        name
-        for name in ("unshare", "nsenter", "ip", "tc", "mosquitto")
-        if shutil.which(name, path=path) is None
-    ]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    check = "ip link add a0 type veth peer name b0 && tc qdisc add dev a0 root tbf rate 8mbit burst 1600 latency 50ms"  # noqa: E501
-    done = subprocess.run(["unshare", "--net", "sh", "-c", check], capture_output=True, text=True)
-    return f"the kernel refuses: {done.stderr.strip()}" if done.returncode else ""
-
-
-WHY_NOT = why_not()
-MOST_LATE_MS = 1.5  # what a full frame takes at 8 Mbit/s
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
-]
-
-
-def run(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [*PROGRAM, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+pytestmark = MARKS
 
 
 def test_the_estimate_follows_the_link() -> None:
     """8 → 2 → 6 Mbit/s: within 15 % inside 3 s of each step, and then on the whole."""
-    result = run("steps")
-    late_ms = result["timer_late_p90_ms"]
-    if late_ms > MOST_LATE_MS:
-        pytest.skip(f"this machine is too busy to shape a link: its timers are {late_ms} ms late")
+    result = run_shaped(*PROGRAM, "steps", needs_timers=True)
     for step in result["steps"]:
         assert step["within_15_percent_after_s"] is not None, result
         assert step["within_15_percent_after_s"] <= 3.0, result
@@ -72,7 +30,7 @@ def test_the_estimate_follows_the_link() -> None:
 @pytest.mark.parametrize("options", [(), ("--bulk-connection",)], ids=["one connection", "two"])
 def test_a_grant_is_kept_and_urgent_messages_get_through(options: tuple[str, ...]) -> None:
     """2 of 8 Mbit/s with 64 kB messages: goodput to 3 %, an urgent message's median < 120 ms."""
-    result = run("grant", *options)
+    result = run_shaped(*PROGRAM, "grant", *options)
     assert result["goodput_mbps"] == pytest.approx(2.0, rel=0.03), result
     assert result["urgent_median_ms"] < 120.0, result
     assert result["urgent_messages"] >= 20, result

@@ -87,6 +87,15 @@ def test_a_question_that_breaks_a_solver_costs_only_its_answer(
     assert ask(solver, good) is not None
 
 
+def test_an_answer_left_unread_is_nobodys_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with ProcessSolver() as solver:
+        ask(solver, Question(cell=CELL, policy="synchronous"))
+        assert solver._pipe is not None
+        solver.ask(Question(cell=CELL, policy="synchronous"))
+        assert solver._pipe.poll(60.0)
+    assert capfd.readouterr().err == ""
+
+
 def test_the_child_ends_with_a_parent_that_is_killed() -> None:
     program = (
         "from edge_server.scheduler.solver import ProcessSolver\n"
