@@ -68,8 +68,8 @@ PORT = 1883
 SUPPORT, WEIGHT_BITS = 1024, 16  # as in the paper: some 28 kbit uploaded with every token
 MAX_LENGTH = 8
 RATES_MBPS = (1.0, 4.0, 16.0)
-DRAFT_S = (0.020, 0.030, 0.015)
-VERIFY = VerifyCost(fixed_s=0.200, per_request_s=0.004, per_row_s=0.001)
+DRAFT_S = (0.020, 0.025, 0.030)
+VERIFY = VerifyCost(fixed_s=0.100, per_request_s=0.004, per_row_s=0.001)
 ROUNDS_TO_SETTLE = 20
 SESSION_TOKENS = 400
 
@@ -381,9 +381,9 @@ def summary(trace: Trace, begin_s: float, end_s: float, cell: Cell) -> dict[str,
         found["predicted_tokens_per_s"] = round(float(predicted), 2)
     if plans and plans[0].policy == best.policy:
         found["plans_worth"] = round(
-            float(np.mean([worth(cell, plan) for plan in plans])) / best.goodput_tokens_per_s, 3
+            float(np.median([worth(cell, plan) for plan in plans])) / best.goodput_tokens_per_s, 3
         )
-        found["shares_off"] = round(float(np.mean([shares_off(cell, plan) for plan in plans])), 3)
+        found["shares_off"] = round(float(np.median([shares_off(cell, plan) for plan in plans])), 3)
     return found
 
 
