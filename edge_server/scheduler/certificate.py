@@ -16,9 +16,11 @@ import numpy as np
 from edge_server.scheduler.cell import Cell, Floats, Ints
 from edge_server.scheduler.deadline import band, deadline, message_bits
 
-__all__ = ["Dual", "dual_bound"]
+__all__ = ["Dual", "dual_bound", "tightened"]
 
 GOOD_SURPLUS = 3e-3  # of the value; above it the prices are adjusted to the price of band
+TIGHTENING, BISECTIONS = 300, 12
+NEARBY = np.geomspace(0.8, 1.25, 15)  # factors on the price of band
 BLENDS = (0.0, 0.0, 0.3, 0.6, 1.0)
 
 
@@ -81,6 +83,38 @@ def dual_bound(cell: Cell, value: Floats, incumbent: Ints, cap: int) -> Dual:
         scale=total,
         bound=tau + max(0.0, surplus) / least_s,
     )
+
+
+def tightened(cell: Cell, value: Floats, incumbent: Ints) -> float:
+    """Return a bound whose prices were improved step by step from the incumbent's: tens of ms.
+
+    The surplus is convex in all prices. What a device would rather have than the others, a later
+    deadline than their mean or more than its part of the band, becomes dearer, by ever smaller
+    factors (subgradients). A goodput at which the best prices met leave no surplus is out of
+    reach; the least such is found by bisection. Not for cells that charge for padding.
+    """
+    total = float(value[np.arange(cell.count), incumbent].sum())
+    tau = total / float(deadline(cell, incumbent) + cell.verify_s(incumbent))
+    prices = Prices.at(cell, value, incumbent, tau)
+    lengths = np.arange(cell.min_length, cell.max_length + 1)
+    best, least = prices, np.inf
+    for step in range(TIGHTENING):
+        surplus, terms = prices.evaluate(cell, value, tau, cell.max_length, np.ones(1))
+        if surplus[0] < least:
+            best, least = prices, float(surplus[0])
+        phi, hz = prices.wishes(cell, lengths[terms[0].argmax(axis=1)], tau)
+        rate = 0.5 / np.sqrt(1.0 + step)
+        late = np.clip(phi / max(float(prices.share @ phi), 1e-300) - 1.0, -1.0, 1.0)
+        excess = np.clip(hz.sum() / cell.bandwidth_hz - 1.0, -1.0, 1.0)
+        share = prices.share * np.exp(rate * late)
+        prices = Prices(prices.band * float(np.exp(rate * excess)), share / share.sum())
+    least_s = float(cell.verify_s(np.full(cell.count, cell.min_length)))  # of any round
+    low, high = tau, tau + max(0.0, least) / least_s
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        surplus, _ = best.evaluate(cell, value, middle, cell.max_length, NEARBY)
+        low, high = (low, middle) if surplus.min() <= 0.0 else (middle, high)
+    return high
 
 
 def token_value(cell: Cell, value: Floats, lengths: Ints, tau: float) -> Floats:
@@ -197,6 +231,14 @@ class Prices:
         best = terms.max(axis=2).sum(axis=1)
         surplus: Floats = best + price[:, 0, 0] * cell.bandwidth_hz - tau * fixed_s
         return surplus, terms
+
+    def wishes(self, cell: Cell, lengths: Ints, tau: float) -> tuple[Floats, Floats]:
+        """Return the deadline and the band that every device would choose at its length; [K]."""
+        y, price = np.maximum(tau * self.share, 1e-300), max(self.band, 1e-300)
+        room = np.sqrt(price * message_bits(cell, lengths) / cell.efficiency / y)
+        phi = np.where(lengths > 0, lengths * cell.draft_s + cell.delay_s + room, 0.0)
+        hz, _ = band(cell, lengths, phi)
+        return phi, np.where(np.isfinite(hz), hz, 0.0)
 
     def charge(self, cell: Cell, lengths: Ints, price: Floats, tau: float) -> Floats:
         """Return min over phi of price × B_k(l, phi) + y_k phi; [G, K, lengths]."""

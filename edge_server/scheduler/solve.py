@@ -13,6 +13,7 @@ import numpy as np
 from edge_server.scheduler.algorithm_1 import algorithm_1
 from edge_server.scheduler.baselines import fixed, server_only, uniform_bandwidth
 from edge_server.scheduler.cell import Cell, CellError, Plan
+from edge_server.scheduler.certificate import tightened
 from edge_server.scheduler.continuous import continuous
 from edge_server.scheduler.energy import bounded_plan, with_joules
 from edge_server.scheduler.heterogeneous import heterogeneous
@@ -99,11 +100,15 @@ def plain(cell: Cell, policy: str, length: int) -> Plan:
 
 
 def bound(cell: Cell, plan: Plan) -> Plan:
-    """Return the plan with an upper bound where its solver gave none."""
-    if plan.bound_tokens_per_s < float("inf"):
-        return plan
+    """Return the plan with the best upper bound that is known for schemes of its kind."""
+    if plan.policy == "server-only":
+        return plan  # is its own bound
     if plan.policy in {"ping-pong", "continuous"}:
-        limit = physical_bound(cell)
+        limit = min(plan.bound_tokens_per_s, physical_bound(cell))
     else:  # all of these keep a common round, so that its bound holds for them
-        limit = heterogeneous(cell).bound_tokens_per_s
+        exact = plan if plan.policy == "heterogeneous" else heterogeneous(cell)
+        limit = exact.bound_tokens_per_s
+        if cell.verify.per_padded_row_s == 0.0 and cell.max_length > 0:
+            value = cell.weight[:, None] * cell.tokens()
+            limit = min(limit, tightened(cell, value, exact.lengths))
     return replace(plan, bound_tokens_per_s=max(limit, plan.weighted_goodput))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_server.scheduler.baselines import uniform_bandwidth
 from edge_server.scheduler.cell import Cell, VerifyCost, geometric_survival
+from edge_server.scheduler.certificate import tightened
 from edge_server.scheduler.deadline import deadline
 from edge_server.scheduler.heterogeneous import heterogeneous
 from edge_server.scheduler.limits import physical_bound, verification_limit
@@ -163,6 +164,9 @@ def check_optimum(seed: int, *, shortest: int, overlap: bool, padded: bool) -> N
     plan = heterogeneous(cell)
     assert plan.weighted_goodput == pytest.approx(optimum, rel=1e-9)
     assert plan.bound_tokens_per_s >= optimum * (1.0 - 1e-9)
+    if not padded:
+        value = cell.weight[:, None] * cell.tokens()
+        assert tightened(cell, value, plan.lengths) >= optimum * (1.0 - 1e-9)
     # What it promises holds: within the band, every device is there by the deadline.
     assert plan.bandwidth_hz.sum() <= cell.bandwidth_hz * (1.0 + 1e-9)
     phi = plan.round_s - float(cell.verify_s(plan.lengths))
