@@ -28,7 +28,7 @@ from edge_server.with_parent import wrap
 from sdk.config import BrokerConfig
 from sdk.errors import BrokerError, ConfigError
 
-__all__ = ["BrokerProcess", "find_mosquitto", "start_broker"]
+__all__ = ["BrokerProcess", "find_mosquitto", "start_broker", "unprivileged_user"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +40,12 @@ _PLACES = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sb
 
 
 def start_broker(
-    kind: str = "auto", *, port: int = 0, host: str = "127.0.0.1", conf: str | None = None
+    kind: str = "auto",
+    *,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    conf: str | None = None,
+    conf_file: Path | None = None,
 ) -> BrokerProcess:
     """Start a private broker and return it once it answers; a context manager that ends it.
 
@@ -49,6 +54,7 @@ def start_broker(
         port: 0 for any free one.
         host: address to listen on; beyond loopback anybody on the network may join.
         conf: mosquitto's configuration in place of the private one; needs `port`.
+        conf_file: the same as a file that stays while the broker runs, which `reload` needs.
 
     Raises:
         BrokerError: if there is none, or it does not start.
@@ -58,7 +64,13 @@ def start_broker(
     chosen = _choose(kind)
     attempts = 1 if port else _PORT_ATTEMPTS
     for attempt in range(attempts):
-        broker = BrokerProcess(kind=chosen, host=host, port=port or _free_port(host), conf=conf)
+        broker = BrokerProcess(
+            kind=chosen,
+            host=host,
+            port=port or _free_port(host),
+            conf=conf,
+            conf_file=conf_file,
+        )
         try:
             broker.start()
         except BrokerError:
@@ -78,11 +90,20 @@ def find_mosquitto() -> str | None:
 class BrokerProcess:
     """A broker that belongs to this process."""
 
-    def __init__(self, *, kind: str, host: str, port: int, conf: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        kind: str,
+        host: str,
+        port: int,
+        conf: str | None = None,
+        conf_file: Path | None = None,
+    ) -> None:
         """Prepare; nothing runs before `start`."""
         self.kind = kind
         self.config = BrokerConfig(host=host, port=port)
         self._conf = conf
+        self._conf_file = conf_file
         self._process: subprocess.Popen[str] | None = None
         self._keeper: threading.Thread | None = None
         self._started = threading.Event()
@@ -127,6 +148,17 @@ class BrokerProcess:
         self.kill()
         self.start()
 
+    def reload(self) -> None:
+        """Have mosquitto read its configuration, certificates and access rules again.
+
+        Raises:
+            BrokerError: if its configuration was not given as a file that stays: without it,
+                mosquitto would go on without access rules.
+        """
+        if self._conf_file is None or self._process is None:
+            raise BrokerError(f"{self.kind} cannot be reloaded")
+        self._process.send_signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """End it as a power cut would; clients learn from their sockets only."""
         self._end(signal.SIGKILL)
@@ -154,12 +186,13 @@ class BrokerProcess:
         program = find_mosquitto()
         if program is None:  # gone since it was chosen
             raise BrokerError(_NONE_FOUND)
-        user_id, group_id = _unprivileged()
-        conf = folder / "mosquitto.conf"
-        conf.write_text(self._conf or private_conf(host=host, port=port))
-        if user_id >= 0:
-            os.chown(folder, user_id, group_id)
-            os.chown(conf, user_id, group_id)
+        user_id, group_id = unprivileged_user()
+        conf = self._conf_file or folder / "mosquitto.conf"
+        if self._conf_file is None:
+            conf.write_text(self._conf or private_conf(host=host, port=port))
+            if user_id >= 0:
+                os.chown(folder, user_id, group_id)
+                os.chown(conf, user_id, group_id)
         return wrap([program, "-c", str(conf)], user_id=user_id, group_id=group_id)
 
     def _spawn(self, command: list[str]) -> None:
@@ -244,7 +277,7 @@ def _choose(kind: str) -> str:
     return "amqtt"
 
 
-def _unprivileged() -> tuple[int, int]:
+def unprivileged_user() -> tuple[int, int]:
     """Return (user id, group id) to run mosquitto as: root's broker is nobody's wish."""
     if os.geteuid() != 0:
         return -1, -1

@@ -21,6 +21,7 @@ from edge_server.scheduler.joint import OBJECTIVES
 from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.policies import POLICY_NAMES, make_policy
 from edge_server.scheduler.solver import ProcessSolver
+from edge_server.secured_broker import SecuredBroker
 from edge_server.server import EdgeServer
 from edge_server.server_energy import ServerEnergy, meter_server
 from edge_server.verifier.interface import Verifier
@@ -41,6 +42,7 @@ _SUPPORTS = (8, 32)
 _WEIGHT_BITS = 8
 # Measured on one pair at temperature 1: acceptance 0.61 coupled, 0.67 by the ratio test.
 _REJECTIONS_LEFT = 0.33 / 0.39
+_PLAIN_PORT, _TLS_PORT = 1883, 8883
 _OWN_BROKERS = ("auto", "mosquitto", "amqtt")
 
 
@@ -70,13 +72,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT|auto|mosquitto|amqtt",
         help="join a broker, or start a private one on this machine (default: auto)",
     )
-    parser.add_argument("--port", type=int, default=1883, help="of a private broker; 0: any free")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="start a private mosquitto for a network: TLS 1.3 with the certificates in this "
+        "folder, which 'multispin keys init' makes",
+    )
+    parser.add_argument(
+        "--secrets", type=Path, metavar="DIR", help="folder of the secrets (default: KEYS/secret)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        help="of a private broker (default: 1883, with --keys 8883); 0, without --keys: any free",
+    )
     parser.add_argument(
         "--listen",
-        default="127.0.0.1",
         metavar="ADDRESS",
-        help="where a private broker listens; beyond this machine anybody who reaches it may join "
-        "(docs/operations.md says how to run one with certificates)",
+        help="where a private broker listens (default: 127.0.0.1, with --keys everywhere); "
+        "beyond this machine and without --keys anybody who reaches it may join",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with a [broker] table")
     parser.add_argument("--sessions", type=int, default=64, metavar="N", help="at most, at once")
@@ -268,13 +283,33 @@ def _serve_metrics(
 
 
 def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
+    if args.keys:
+        return _start_secured(args, stack)
+    if args.secrets:
+        raise ConfigError("--secrets: give --keys too")
     if args.config:
         return load_config(args.config).broker
     if args.broker in _OWN_BROKERS:
         return stack.enter_context(
-            start_broker(args.broker, port=args.port, host=args.listen)
+            start_broker(
+                args.broker,
+                port=_PLAIN_PORT if args.port is None else args.port,
+                host=args.listen or "127.0.0.1",
+            )
         ).config
     return BrokerConfig.parse(args.broker)
+
+
+def _start_secured(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
+    if args.config or args.broker not in ("auto", "mosquitto"):
+        raise ConfigError("--keys: starts a mosquitto of its own; leave --config and --broker out")
+    if args.port == 0:
+        raise ConfigError("--port 0: boards must know the port; with --keys give one")
+    return stack.enter_context(
+        SecuredBroker(
+            args.keys, secrets=args.secrets, host=args.listen, port=args.port or _TLS_PORT
+        )
+    ).config
 
 
 def _connect(broker: BrokerConfig) -> MqttTransport:
@@ -307,11 +342,16 @@ def _announce(
         print(f"multispin: own energy by {energy.meter} ({energy.scope})")
     if metrics_port is not None:
         print(f"multispin: metrics at port {metrics_port}, /metrics")
+    if broker.tls:
+        where = "on a board set up for this broker"
+        options = "--config /etc/multispin/multispin.toml"
+    else:
+        where, options = "try", f"--broker {broker.host}:{broker.port}"
     print(
         f"multispin: verifying on {broker.host}:{broker.port}, {verifier.vocabulary_size} token "
         f"ids, context {verifier.context_length}, at most {args.sessions} sessions in "
         f"{args.kv_memory} MiB; stop with Ctrl-C\n"
-        f"  try: multispin generate --broker {broker.host}:{broker.port} --prompt 'def main('",
+        f"  {where}: multispin generate {options} --prompt 'def main('",
         flush=True,
     )
 

@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--host",
         action="append",
         metavar="NAME",
-        help="name or address of the broker (repeat); default: localhost and 127.0.0.1",
+        help="name or address of the broker (repeat); localhost and 127.0.0.1 always are",
     )
     device = verbs.add_parser("device", help="make a device's certificate")
     device.add_argument("device", metavar="ID")
@@ -63,7 +63,8 @@ def _print(name: str, value: object) -> None:
 def _init(args: argparse.Namespace) -> dict[str, object]:
     from firmware_tools.keys.store import KeyStore, utc_now
 
-    hosts = args.host or ["localhost", "127.0.0.1"]
+    # A server beside its broker joins by these.
+    hosts = list(dict.fromkeys([*(args.host or ()), "localhost", "127.0.0.1"]))
     store = KeyStore.create(args.keys, hosts, secret=args.secrets, now=utc_now())
     return {
         "keys": str(store.public),
@@ -88,7 +89,8 @@ def _revoke(args: argparse.Namespace) -> dict[str, object]:
     return {
         "revoked": args.device,
         "list": str(store.broker / "ca.crl"),
-        "next": "copy the list to the broker's machine if that is another, and restart the broker",
+        "next": "'multispin serve --keys' reads it by itself; for another broker copy the list "
+        "there and restart it",
     }
 
 

@@ -78,12 +78,14 @@ class Authority:
     def revocation_list(self, revoked: Iterable[tuple[int, datetime]], *, number: int) -> bytes:
         """Return the signed list of revoked (serial, when), PEM; valid as long as the authority.
 
-        A list that runs out would shut every device out of the broker, so it does not.
+        A list that runs out would shut every device out of the broker, so it does not. Its date is
+        `number` seconds after 1970: a broker that has read several lists believes the latest date,
+        and whatever its clock says, none of them lies in the future.
         """
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(_EPOCH)
+            .last_update(_EPOCH + timedelta(seconds=number))
             .next_update(self.certificate.not_valid_after_utc)
             .add_extension(x509.CRLNumber(number), critical=False)
         )
