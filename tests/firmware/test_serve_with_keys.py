@@ -14,7 +14,7 @@ from edge_server.secured_broker import SecuredBroker
 from firmware_tools.keys import KeyStore
 from firmware_tools.keys.store import utc_now
 from sdk.config import BrokerConfig
-from sdk.errors import ConfigError
+from sdk.errors import ConfigError, ConnectError
 from sdk.protocol import UP_FILTER, up
 from sdk.transport import Message
 from sdk.transport.mqtt import MqttTransport
@@ -60,8 +60,10 @@ def wait_refused(keys: KeyStore, broker: SecuredBroker, device: str) -> str:
     deadline_s = time.monotonic() + WAIT_S
     while time.monotonic() < deadline_s:
         with board(keys, broker, device) as again:
-            if not again.wait_connected(1.0) and again.failure:
-                return again.failure
+            try:
+                again.wait_connected(1.0)
+            except ConnectError as error:
+                return str(error)
     raise AssertionError(f"{device} still gets in")
 
 
