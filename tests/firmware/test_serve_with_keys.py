@@ -42,7 +42,9 @@ def broker(keys: KeyStore) -> Iterator[SecuredBroker]:
         yield running
 
 
-def board(keys: KeyStore, broker: SecuredBroker, device: str) -> MqttTransport:
+def board(
+    keys: KeyStore, broker: SecuredBroker, device: str, *, client_id: str = ""
+) -> MqttTransport:
     return MqttTransport(
         broker=BrokerConfig(
             host="localhost",
@@ -51,7 +53,7 @@ def board(keys: KeyStore, broker: SecuredBroker, device: str) -> MqttTransport:
             cert_file=keys.public / "devices" / device / "device.crt",
             key_file=keys.secret / "devices" / device / "device.key",
         ),
-        client_id=device,
+        client_id=client_id or device,
     )
 
 
@@ -59,7 +61,8 @@ def wait_refused(keys: KeyStore, broker: SecuredBroker, device: str) -> str:
     """Connect anew until the broker refuses; return why."""
     deadline_s = time.monotonic() + WAIT_S
     while time.monotonic() < deadline_s:
-        with board(keys, broker, device) as again:
+        # An id of its own: until the list is read, the same would take over the first connection.
+        with board(keys, broker, device, client_id=f"{device}-again") as again:
             try:
                 again.wait_connected(1.0)
             except ConnectError as error:
