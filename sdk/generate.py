@@ -62,6 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-optimistic", action="store_true", help="do not draft while awaiting a verdict"
     )
     parser.add_argument(
+        "--early-stop", action="store_true", help="end drafts where going on no longer pays"
+    )
+    parser.add_argument(
         "--slow-down-ms", type=float, default=0.0, metavar="MS", help="play a slower board"
     )
     parser.add_argument(
@@ -135,6 +138,7 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
             offline=Offline(args.offline),
             lost_after_s=args.lost_after,
             optimistic=not args.no_optimistic,
+            early_stop=args.early_stop,
         ),
     )
 

@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdk.draft.drafter import Drafter
+from sdk.draft.early_stop import EarlyStop
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
 from sdk.model.noise import Stream, uniform
 from sdk.model.proposal import MAX_WEIGHT_BITS, Proposal, propose
-from sdk.model.sampling import Sampler, transform
+from sdk.model.sampling import Sampler, probability, transform
 from sdk.protocol import (
     Close,
     Draft,
@@ -67,10 +68,17 @@ class Offline(Enum):
 
 
 class _Drafted(NamedTuple):
-    """One drafted token, what it took, and in ratio mode the distribution it was drawn from."""
+    """One drafted token.
+
+    Attributes:
+        took_s: what drafting it took.
+        confidence: the drafter's own probability of it; 1 where drafts do not stop early.
+        proposal: in ratio mode, the distribution it was drawn from.
+    """
 
     token: int
     took_s: float
+    confidence: float
     proposal: Proposal | None
 
 
@@ -92,6 +100,8 @@ class SessionOptions:
         optimistic: whether to draft on while a verdict is awaited.
         weight_bits: of every weight of an uploaded distribution in ratio mode, 1 to 16; more of
             them keep unlikelier ids and cost uplink.
+        early_stop: whether to end a draft before the granted length where, by the drafter's own
+            confidence, one more token no longer pays for its time.
     """
 
     offline: Offline = Offline.WAIT
@@ -99,6 +109,7 @@ class SessionOptions:
     give_up_s: float = 3600.0
     optimistic: bool = True
     weight_bits: int = 8
+    early_stop: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.weight_bits <= MAX_WEIGHT_BITS:
@@ -174,6 +185,8 @@ class Session:
         self._support = 0  # ids of each uploaded distribution; 0 outside ratio mode
         self._draws = secrets.randbits(32)  # keys the board's own draws in ratio mode
         self._ahead: list[_Drafted] = []  # behind the committed tokens, the draft included
+        self._early_stop = EarlyStop() if options.early_stop else None
+        self._committed_s: float | None = None  # when the last verdict came
         self._credit_until = 0
         self._capacity = min(len(opening.prompt) + opening.max_tokens, drafter.context_length)
 
@@ -214,10 +227,16 @@ class Session:
 
     def _draft_up_to(self, length: int) -> None:
         self._on_phase(Phase.DRAFT)
-        while len(self._ahead) < length:
+        while len(self._ahead) < length and self._pays():
             self._draft_token()
         self._draft = tuple(drafted.token for drafted in self._ahead[: max(length, 0)])
         self.stats.drafted += len(self._draft)
+
+    def _pays(self) -> bool:
+        """Say whether one more drafted token is worth its time."""
+        return self._early_stop is None or self._early_stop.worth(
+            [drafted.confidence for drafted in self._ahead]
+        )
 
     def _draft_token(self) -> None:
         started_s = self._clock()
@@ -228,9 +247,14 @@ class Session:
             token, proposal = self._propose(logits, len(sequence))
         else:
             token = self._sampler.choose(logits, len(sequence))
+        confidence = 1.0
+        if self._early_stop:
+            confidence = probability(logits, token, self._opening.sampling)
         took_s = self._clock() - started_s
-        self._ahead.append(_Drafted(token, took_s, proposal))
+        self._ahead.append(_Drafted(token, took_s, confidence, proposal))
         self.stats.draft_s += took_s
+        if self._early_stop:
+            self._early_stop.add_draft_time(took_s)
 
     def _propose(self, logits: NDArray[np.float32], position: int) -> tuple[int, Proposal]:
         """Cut the distribution down to what will be uploaded, then draw from that."""
@@ -326,6 +350,7 @@ class Session:
         """Take over a verdict that advanced the sequence; keep what was rightly drafted ahead."""
         new = tuple(self.sequence.tokens[position:])
         accepted = _shared(self._draft, new)
+        self._learn(accepted, len(new))
         agreed = _shared([drafted.token for drafted in self._ahead], new)
         support = verdict.grant_support if verdict.grant_mode is Mode.RATIO else 0
         same_kind = bool(support) == bool(self._support)
@@ -345,6 +370,17 @@ class Session:
         self._draft = ()
         self._on_grant(verdict)
         return Delivery(new, verified=True)
+
+    def _learn(self, accepted: int, tokens: int) -> None:
+        """Tell early stopping what became of a draft, and how long its round took."""
+        since_s, self._committed_s = self._committed_s, self._clock()
+        if self._early_stop and self._draft and since_s is not None:
+            self._early_stop.add_round(
+                [drafted.confidence for drafted in self._ahead[: len(self._draft)]],
+                accepted=accepted,
+                tokens=tokens,
+                seconds=self._committed_s - since_s,
+            )
 
     def _recover(self, reject: Reject) -> bool:
         """Return whether asking again makes sense; sessions the server lost are opened again."""

@@ -26,6 +26,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sdk.errors import ModelLoadError
+from sdk.model.huge_pages import use_huge_pages
 from sdk.model.manifest import GRAPH_NAME, Manifest
 
 __all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads", "ortvalue", "session_options"]
@@ -108,6 +109,8 @@ class Decoder:
                 f"loading model: {folder / GRAPH_NAME} cannot be run ({reason}); "
                 "export the model again or update onnxruntime"
             ) from error
+        if provider == "cpu":
+            use_huge_pages()
         return cls(
             session=session, manifest=manifest, provider=provider, batch_invariant=batch_invariant
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdk.model.noise import MAX_SEED, CoupledNoise
 
-__all__ = ["Sampler", "SamplingParameters", "log_probabilities", "transform"]
+__all__ = ["Sampler", "SamplingParameters", "log_probabilities", "probability", "transform"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,16 @@ def log_probabilities(scaled: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = scaled.astype(np.float64) - float(scaled.max())
     normalised: NDArray[np.float64] = shifted - math.log(float(np.exp(shifted).sum()))
     return normalised
+
+
+def probability(
+    logits: NDArray[np.float32], token_id: int, parameters: SamplingParameters
+) -> float:
+    """Return a token's probability at the temperature (1 when greedy), nothing excluded."""
+    relative = logits - logits.max()
+    if not parameters.greedy:
+        relative /= np.float32(parameters.temperature)
+    return float(np.exp(relative[token_id]) / np.exp(relative).sum())
 
 
 class Sampler:

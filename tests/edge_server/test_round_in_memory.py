@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_server.gateway import GatewayLimits
 from sdk.errors import LinkLostError, RejectedError
@@ -62,6 +65,36 @@ def test_stream_equals_the_target_alone(
     if agreement == 1.0:
         assert session.stats.accepted == session.stats.drafted > 0
         assert optimistic == (session.stats.saved > 0)
+
+
+class UnsureDrafter(HashDrafter):
+    """Half its tokens are guesses, and every token costs more than a round is worth."""
+
+    def next_logits(self, sequence: Sequence[int]) -> NDArray[np.float32]:
+        time.sleep(0.002)
+        sure = len(sequence) % 2 == 0
+        return super().next_logits(sequence) * np.float32(1.0 if sure else 0.01)
+
+
+@pytest.mark.parametrize("parameters", [GREEDY, WARM], ids=["greedy", "warm"])
+@pytest.mark.parametrize("optimistic", [True, False], ids=["ahead", "patient"])
+def test_drafts_that_stop_early_change_nothing(
+    parameters: SamplingParameters, optimistic: bool
+) -> None:
+    drafted = {}
+    for early_stop in (False, True):
+        hub = MemoryHub()
+        with serving(serve_in_memory(hub), HashVerifier(), controller=FixedLength(8)):
+            delivered, session = generate(
+                connect_device(hub, "pi"),
+                "pi",
+                replace(opening(parameters=parameters), max_tokens=80),
+                UnsureDrafter(agreement=0.5),
+                options=SessionOptions(optimistic=optimistic, early_stop=early_stop),
+            )
+        assert delivered == truth(parameters, max_tokens=80)
+        drafted[early_stop] = session.stats.drafted / session.stats.rounds
+    assert drafted[True] < drafted[False]
 
 
 @pytest.mark.parametrize("count", range(1, 9))
