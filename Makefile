@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CODE   := sdk edge_server firmware_tools models
 
-.PHONY: demo test lint types unit board soak-update bench bench-draft bench-verify clean
+.PHONY: demo test lint types unit board board-fleet board-power soak-update bench bench-draft bench-verify clean
 
 demo: $(VENV)/.base
 	$(BIN)/multispin demo
@@ -23,9 +23,14 @@ unit: $(VENV)/.test
 	$(BIN)/pytest -m "not board and not gpu"
 
 # The emulated arm64 board. Needs root and, from Debian: qemu-system-arm qemu-utils mmdebstrap cpio
-# kmod openssl debian-archive-keyring, beside what .ci/run installs. About ten minutes.
+# kmod openssl debian-archive-keyring mtools dosfstools e2fsprogs fdisk mosquitto openssh-client.
+# One kit, then two boards at the same time.
+KIT    ?= $(abspath build/board)
 board: $(VENV)/.test
-	$(BIN)/pytest -m board tests/board
+	$(MAKE) -j2 --output-sync=target board-fleet board-power
+
+board-fleet board-power: board-%: $(VENV)/.test
+	MULTISPIN_BOARD_KIT=$(KIT) $(BIN)/pytest -m board --durations=5 tests/board/test_board_$*.py
 
 soak-update: $(VENV)/.test
 	MULTISPIN_POWER_CUTS=$(N) $(BIN)/pytest -m board tests/board/test_board_power.py

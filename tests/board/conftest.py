@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -23,4 +24,8 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     if os.getuid():
         pytest.skip("the stand-in board is built by root")
     kept = os.environ.get("MULTISPIN_BOARD_KIT")
-    return build_kit(Path(kept) if kept else tmp_path_factory.mktemp("kit"))
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("kit")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # two runs may share it; one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build_kit(folder)
