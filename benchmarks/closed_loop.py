@@ -229,6 +229,9 @@ class Fixed:
     def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
         """Learn nothing."""
 
+    def observe_energy(self, device: str, **figures: float | None) -> None:
+        """Learn nothing."""
+
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:  # noqa: ARG002
         """Return it."""
         return self._grant
