@@ -23,11 +23,10 @@ unit: $(VENV)/.test
 	$(BIN)/pytest -m "not board and not gpu"
 
 # The emulated arm64 board. Needs root and, from Debian: qemu-system-arm qemu-utils mmdebstrap cpio
-# kmod openssl debian-archive-keyring mtools dosfstools e2fsprogs fdisk mosquitto openssh-client.
-# One kit, then two boards at the same time.
+# kmod openssl debian-archive-keyring, beside what .ci/run installs. Without KVM a quarter of an hour
+# and more; `make -j2 board` runs both boards at the same time, from one kit.
 KIT    ?= $(abspath build/board)
-board: $(VENV)/.test
-	$(MAKE) -j2 --output-sync=target board-fleet board-power
+board: board-fleet board-power
 
 board-fleet board-power: board-%: $(VENV)/.test
 	MULTISPIN_BOARD_KIT=$(KIT) $(BIN)/pytest -m board --durations=5 tests/board/test_board_$*.py
