@@ -78,6 +78,9 @@ def fit(
 ) -> Calibration:
     """Fit gain and offset by least squares, with the covariance from the residuals.
 
+    Neighbouring intervals err alike where two meters differ in clock or in averaging; they then say
+    less than as many independent ones, which the covariance allows for.
+
     Args:
         read_w: mean power by the meter to calibrate, one per interval.
         reference_w: mean power by the reference over the same intervals.
@@ -99,7 +102,7 @@ def fit(
     (gain, offset), *_ = np.linalg.lstsq(columns, reference_w, rcond=None)
     residual = reference_w - columns @ np.array([gain, offset])
     variance = float(residual @ residual) / (len(read_w) - 2)
-    covariance = variance * np.linalg.inv(columns.T @ columns)
+    covariance = _covariance(columns, residual, variance)
     return Calibration(
         gain=float(gain),
         offset_w=float(offset),
@@ -112,6 +115,25 @@ def fit(
         points=len(read_w),
         residual_w=math.sqrt(variance),
     )
+
+
+def _covariance(
+    columns: NDArray[np.float64], residual: NDArray[np.float64], variance: float
+) -> NDArray[np.float64]:
+    """Return the covariance of the fit, [2, 2]: of independent residuals, or of dependent ones.
+
+    The latter after Newey and West (1987), with n^(1/2) lags; whichever leaves the gain less sure.
+    """
+    inverse = np.linalg.inv(columns.T @ columns)
+    scores = columns * residual[:, None]  # [n, 2]
+    middle = scores.T @ scores
+    lags = math.isqrt(len(residual))
+    for lag in range(1, lags + 1):
+        shifted = scores[lag:].T @ scores[:-lag]
+        middle += (1.0 - lag / (lags + 1.0)) * (shifted + shifted.T)
+    independent: NDArray[np.float64] = variance * inverse
+    dependent: NDArray[np.float64] = inverse @ middle @ inverse
+    return dependent if dependent[0, 0] > independent[0, 0] else independent
 
 
 def calibration_path(driver: str, label: str) -> Path:

@@ -222,6 +222,26 @@ def test_a_fit_finds_gain_and_offset_within_its_own_uncertainty() -> None:
     assert found.std_w(5.0) < found.std_w(8.0)
 
 
+def test_the_stated_gain_holds_though_neighbouring_intervals_err_alike() -> None:
+    """Errors that last for several intervals, as of two meters with clocks or averages apart."""
+    rng = np.random.default_rng(0)
+    count, held = 200, 0
+    for _ in range(400):
+        read_w = np.repeat(np.tile([2.0, 6.0], 10), 10) + rng.normal(0.0, 0.1, count)
+        error_w = rng.normal(0.0, 0.03, count)
+        for at in range(1, count):
+            error_w[at] += 0.8 * error_w[at - 1]
+        found = fit(
+            read_w,
+            1.1 * read_w + 0.2 + error_w,
+            reference="UM25C",
+            scope="usb_c",
+            date="2026-01-01",
+        )
+        held += bool(abs(found.gain - 1.1) <= 1.96 * np.sqrt(found.var_gain))
+    assert held >= 0.9 * 400  # taken as independent they hold 305 times
+
+
 def test_a_fit_needs_points_and_a_load_that_varies() -> None:
     with pytest.raises(EnergyError, match="20 needed"):
         fit(np.ones(5), np.ones(5), reference="", scope="", date="")
