@@ -49,10 +49,11 @@ OURS = Peer(
         *("--context", "{context}", "--tokens", "{tokens}", "--threads", "{threads}"),
     ),
 )
+TORCH = "torch==2.13.0"  # as ours; a newer one would bring gigabytes of CUDA
 PEERS = (
     Peer(
         name="onnxruntime-genai",
-        packages=("onnxruntime-genai==0.18.0", "transformers>=5,<6", "torch", "onnx", "onnx-ir"),
+        packages=("onnxruntime-genai==0.18.0", "transformers>=5,<6", TORCH, "onnx", "onnx-ir"),
         precisions={"fp32": "fp32", "int4-all": "int4"},
         prepare=(
             *("{python}", "-m", "onnxruntime_genai.models.builder"),
@@ -81,7 +82,13 @@ PEERS = (
     ),
     Peer(
         name="openvino-genai",
-        packages=("openvino-genai", "openvino-tokenizers", "optimum-intel[openvino]", "nncf"),
+        packages=(
+            "openvino-genai",
+            "openvino-tokenizers",
+            "optimum-intel[openvino]",
+            "nncf",
+            TORCH,
+        ),
         precisions={"fp32": "fp32", "int8": "int8", "int4": "int4 --group-size 64"},
         prepare=(
             *("{python}", "-m", "optimum.commands.optimum_cli", "export", "openvino"),
