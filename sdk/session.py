@@ -407,6 +407,8 @@ class Session:
 
     def _send(self, *, retry: bool) -> None:
         self.stats.retries += retry
+        if retry:
+            self._committed_s = None  # how long such a round takes says nothing of the next
         if self._opened:
             self._publish_draft(retry=retry)
         else:

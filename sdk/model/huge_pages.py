@@ -16,6 +16,7 @@ from pathlib import Path
 __all__ = ["resident_mappings", "use_huge_pages"]
 
 MAPPINGS = Path("/proc/self/smaps")
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # MADV_COLLAPSE does not ask it
 PAGE_BYTES = 2 << 20
 FILLED = 0.75  # of a mapping must be in use: to move the rest would take memory for nothing
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # the second since Linux 6.1; before, the kernel moves later
@@ -26,8 +27,10 @@ RESIDENT = re.compile(r"Rss: +(\d+) kB$")
 def use_huge_pages() -> int:
     """Move this process's large, filled mappings; return how many bytes were moved at once.
 
-    A kernel that cannot, or is told not to, moves nothing; nothing else changes.
+    A kernel that cannot, or is told never to use huge pages, moves nothing; nothing else changes.
     """
+    if SETTING.exists() and "[never]" in SETTING.read_text():
+        return 0
     advise = getattr(ctypes.CDLL(None), "madvise", None) if MAPPINGS.exists() else None
     if advise is None:
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +71,13 @@ def huge_bytes_at(address: int) -> int:
         elif inside and (size := re.match(r"AnonHugePages: +(\d+) kB", line)):
             return int(size[1]) * 1024
     return 0
+
+
+def test_a_kernel_that_is_told_never_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = tmp_path / "enabled"
+    setting.write_text("always madvise [never]\n")
+    monkeypatch.setattr("sdk.model.huge_pages.SETTING", setting)
+    monkeypatch.setattr("sdk.model.huge_pages.resident_mappings", pytest.fail)
+    assert use_huge_pages() == 0
