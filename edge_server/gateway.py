@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edge_server.energy import EnergyLedger, scheduler_figures
 from edge_server.engine import Engine
@@ -33,11 +33,11 @@ from sdk.protocol import (
     decode_draft,
     down,
     encode_control,
-    encode_draft,
     encode_verdict,
     parse_up,
     up,
 )
+from sdk.protocol.ids import packed_bytes
 from sdk.transport.interface import Message, Transport, publish_packet_bytes
 
 __all__ = ["Gateway", "GatewayLimits"]
@@ -259,8 +259,8 @@ class Gateway:
         elif arrival is Arrival.WAITS:
             topic = up(device, "draft")
             session.uplink_bytes = publish_packet_bytes(topic, len(payload), qos=0)
-            bare = replace(draft, proposals=()) if draft.proposals else None
-            session.distribution_bytes = len(payload) - len(encode_draft(bare)) if bare else 0
+            ids_end = payload[2] + packed_bytes(len(draft.token_ids), draft.id_bits)  # W-DRAFT-1
+            session.distribution_bytes = len(payload) - ids_end if draft.proposals else 0
 
     def _send_committed(
         self, session: Session, *, position: int, draft: Draft | None = None
