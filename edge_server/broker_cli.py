@@ -7,12 +7,15 @@ import json
 import os
 from pathlib import Path
 
-from edge_server.mosquitto_conf import TlsListener, mosquitto_acl, production_conf
+from edge_server.mosquitto_conf import (
+    BROKER_FILES,
+    TlsListener,
+    mosquitto_acl,
+    production_conf,
+)
 from sdk.errors import ConfigError
 
 __all__ = ["configure", "run"]
-
-_NEEDED = ("ca.crt", "ca.crl", "broker.crt", "broker.key")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help=f"holds {', '.join(_NEEDED)}; mosquitto.conf and acl are written beside them",
+        help=f"holds {', '.join(BROKER_FILES)}; mosquitto.conf and acl are written beside them",
     )
     parser.add_argument("--host", metavar="ADDRESS", help="listen here only (default: everywhere)")
     parser.add_argument("--port", type=int, default=8883)
@@ -39,19 +42,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write both files, whole or not at all."""
     folder = args.folder.resolve()
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    missing = [name for name in BROKER_FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(
             f"broker: {folder / missing[0]} is missing; 'multispin keys init' makes it"
         )
-    listener = TlsListener(
+    listener = TlsListener.in_folder(
+        folder,
         host=args.host,
         port=args.port,
-        ca_file=folder / "ca.crt",
-        crl_file=folder / "ca.crl",
-        cert_file=folder / "broker.crt",
-        key_file=folder / "broker.key",
-        acl_file=folder / "acl",
         max_connections=args.max_connections,
         one_connection_each=args.one_connection_each,
     )

@@ -11,9 +11,18 @@ from pathlib import Path
 
 from sdk.errors import ConfigError
 
-__all__ = ["MAX_PACKET_BYTES", "TlsListener", "mosquitto_acl", "private_conf", "production_conf"]
+__all__ = [
+    "BROKER_FILES",
+    "MAX_PACKET_BYTES",
+    "TlsListener",
+    "mosquitto_acl",
+    "private_conf",
+    "production_conf",
+]
 
 MAX_PACKET_BYTES = 65_536
+BROKER_FILES = ("ca.crt", "ca.crl", "broker.crt", "broker.key")
+"""What a broker's folder holds, as `multispin keys init` lays it out."""
 
 # TCP_NODELAY: without it a QoS 1 round trip waits for delayed acknowledgements, 88 ms on loopback.
 _COMMON = f"""\
@@ -67,6 +76,30 @@ class TlsListener:
         for path in (self.ca_file, self.cert_file, self.key_file, self.acl_file, self.crl_file):
             if path is not None and ("\n" in str(path) or not path.is_absolute()):
                 raise ConfigError(f"broker: {path} must be an absolute path")
+
+    @classmethod
+    def in_folder(
+        cls,
+        folder: Path,
+        *,
+        host: str | None,
+        port: int,
+        max_connections: int = 500,
+        one_connection_each: bool = False,
+    ) -> TlsListener:
+        """Return a listener with the `BROKER_FILES` of a folder and its access rules in `acl`."""
+        ca_file, crl_file, cert_file, key_file = (folder / name for name in BROKER_FILES)
+        return cls(
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            acl_file=folder / "acl",
+            crl_file=crl_file,
+            host=host,
+            port=port,
+            max_connections=max_connections,
+            one_connection_each=one_connection_each,
+        )
 
 
 def private_conf(*, host: str, port: int) -> str:

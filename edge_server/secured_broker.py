@@ -14,7 +14,12 @@ from pathlib import Path
 from types import TracebackType
 
 from edge_server.broker import BrokerProcess, start_broker, unprivileged_user
-from edge_server.mosquitto_conf import TlsListener, mosquitto_acl, production_conf
+from edge_server.mosquitto_conf import (
+    BROKER_FILES,
+    TlsListener,
+    mosquitto_acl,
+    production_conf,
+)
 from sdk.config import BrokerConfig
 from sdk.errors import ConfigError
 
@@ -25,7 +30,6 @@ _LOG = logging.getLogger(__name__)
 SERVER = "edge"
 """Common name of the edge server's certificate."""
 
-_FILES = ("ca.crt", "ca.crl", "broker.crt", "broker.key")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _EVERYWHERE = "0.0.0.0"  # noqa: S104
 _LOOK_EVERY_S = 0.5
@@ -58,7 +62,7 @@ class SecuredBroker:
         self._host, self._port = host, port
         cert_file = keys / f"{SERVER}.crt"
         key_file = (secrets or keys / "secret") / f"{SERVER}.key"
-        for path in (*(self._source / name for name in _FILES), cert_file):
+        for path in (*(self._source / name for name in BROKER_FILES), cert_file):
             if not path.is_file():
                 raise ConfigError(f"keys: {path} is missing; 'multispin keys init' makes it")
         if not key_file.is_file():
@@ -78,17 +82,9 @@ class SecuredBroker:
         with ExitStack() as stack:
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="multispin-broker-"))
             folder = Path(name)
-            for file in _FILES:
+            for file in BROKER_FILES:
                 _hand_over(folder / file, (self._source / file).read_bytes())
-            listener = TlsListener(
-                host=self._host,
-                port=self._port,
-                ca_file=folder / "ca.crt",
-                crl_file=folder / "ca.crl",
-                cert_file=folder / "broker.crt",
-                key_file=folder / "broker.key",
-                acl_file=folder / "acl",
-            )
+            listener = TlsListener.in_folder(folder, host=self._host, port=self._port)
             _hand_over(listener.acl_file, mosquitto_acl(server=SERVER).encode())
             conf_file = folder / "mosquitto.conf"
             _hand_over(conf_file, production_conf(listener).encode())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -17,6 +15,7 @@ from edge_server.processes import start_server
 from sdk.energy import record_schema
 from sdk.energy.recording import read_recording
 from sdk.energy.report import record_of
+from tests.integration.commands import generate
 
 POWER_W = 5.0
 
@@ -30,18 +29,6 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def generate(mosquitto: BrokerProcess, drafter: Path, *options: str) -> dict[str, Any]:
-    command = [
-        *(sys.executable, "-m", "sdk.cli", "generate", "--json", "--broker"),
-        *(mosquitto.config.address, "--model", str(drafter), "--prompt", "import os\n\n"),
-        *("--max-tokens", "64", "--temperature", "1", "--slow-down-ms", "30", *options),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
-    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return last
-
-
 def test_joules_per_token_equal_the_traces(
     mosquitto: BrokerProcess, target: Path, drafter: Path, trace: Path
 ) -> None:
@@ -49,7 +36,7 @@ def test_joules_per_token_equal_the_traces(
     options = ("--energy", f"replay:{trace}", "--energy-idle", "1.5", "--energy-trace", str(path))
     with ExitStack() as stack:
         start_server(stack, model=target, broker=mosquitto.config, options=("--threads", "1"))
-        last = generate(mosquitto, drafter, *options)
+        last = generate(mosquitto, drafter, "--temperature", "1", *options)
     energy, summary = last["energy"], last["summary"]
     jsonschema.validate(energy, record_schema())
     assert energy["verdict"] != "invalid", energy["reasons"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edge_server.broker import BrokerProcess
+from tests.integration.commands import generate
 
 
 @contextmanager
@@ -28,18 +29,6 @@ def serve(mosquitto: BrokerProcess, target: Path, *options: str) -> Iterator[IO[
             process.terminate()
 
 
-def generate(mosquitto: BrokerProcess, drafter: Path, *options: str) -> dict[str, Any]:
-    command = [
-        *(sys.executable, "-m", "sdk.cli", "generate", "--json", "--broker"),
-        *(mosquitto.config.address, "--model", str(drafter), "--prompt", "import os\n\n"),
-        *("--device", "pi", "--max-tokens", "64", "--slow-down-ms", "30", *options),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
-    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return last
-
-
 def test_the_server_s_share_stands_beside_the_devices_own_joules(
     mosquitto: BrokerProcess, target: Path, drafter: Path, tmp_path: Path
 ) -> None:
@@ -51,7 +40,7 @@ def test_the_server_s_share_stands_beside_the_devices_own_joules(
         mosquitto, target, *meter, *bounds, "--metrics", "0", "--report-every", "0.2"
     ) as said:
         port = json.loads(said.readline())["metrics_port"]
-        sent = generate(mosquitto, drafter, *meter)["energy"]
+        sent = generate(mosquitto, drafter, "--device", "pi", *meter)["energy"]
         report: dict[str, Any] = {}
         while not report.get("energy") or not report.get("server_energy", {}).get("devices"):
             report = json.loads(said.readline())
