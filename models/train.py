@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from models.batches import Batches, held_out_windows
-from models.corpus import Module, is_held_out, read_modules, split, tokenize
+from models.corpus import Module, read_modules, split, tokenize
 from models.distill import Mix, sample_text, train_drafter
 from models.evaluate import follow
 from models.fit import Fit, Plan, pick_device, use_memory_well
@@ -34,6 +34,7 @@ from models.tokenizer import save_tokenizer, train_tokenizer
 __all__ = ["Corpus", "main", "prepare", "train_target"]
 
 SAMPLE_ROWS, SAMPLE_LENGTH = 256, 384
+HELD_OUT_ROWS, HELD_OUT_LENGTH = 48, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,12 @@ class Corpus:
     held_out: npt.NDArray[np.uint16]
 
 
-def prepare(work: Path, modules: list[Module] | None = None) -> Corpus:
+def prepare(work: Path, modules: list[Module]) -> Corpus:
     """Train the tokenizer on the training modules and tokenise both halves, or load them."""
     path = work / "tokens.npz"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
-        training, held_out = split(modules if modules is not None else read_modules())
+        training, held_out = split(modules)
         tokenizer = train_tokenizer(m.text for m in training)
         save_tokenizer(tokenizer, work / "tokenizer", CONTEXT)
         np.savez(
@@ -118,27 +119,29 @@ def train_target(
 
 
 def held_out_text(
-    target: LlamaForCausalLM, tokenizer: Tokenizer, path: Path, *, seed: int, rows: int = 48
+    target: LlamaForCausalLM, tokenizer: Tokenizer, modules: list[Module], path: Path, *, seed: int
 ) -> Tensor:
-    """Let the target continue held-out prompts: ids [rows, 256], to check the drafter on."""
+    """Let the target continue held-out prompts: ids [rows, length], to check the drafter on."""
     if not path.exists():
-        held_out = [module for module in read_modules() if is_held_out(module.name)]
-        prompts = [
-            tokenizer.encode(p.text).ids for p in choose(find_prompts(held_out, tokenizer), rows)
-        ]
-        np.save(
-            path, follow(target, prompts, temperature=1.0, length=256, seed=seed + 1).cpu().numpy()
-        )
+        _, held_out = split(modules)
+        chosen = choose(find_prompts(held_out, tokenizer), HELD_OUT_ROWS)
+        prompts = [tokenizer.encode(prompt.text).ids for prompt in chosen]
+        text = follow(target, prompts, temperature=1.0, length=HELD_OUT_LENGTH, seed=seed + 1)
+        np.save(path, text.cpu().numpy())
     return torch.from_numpy(np.load(path))
 
 
 def write_pair(
-    corpus: Corpus, target: LlamaForCausalLM, drafter: LlamaForCausalLM, out: Path
+    corpus: Corpus,
+    modules: list[Module],
+    target: LlamaForCausalLM,
+    drafter: LlamaForCausalLM,
+    out: Path,
 ) -> None:
     """Write both folders and the demo's prompts."""
     save(target, corpus.tokenizer, out / "target")
     save(drafter, corpus.tokenizer, out / "drafter")
-    held_out = [module for module in read_modules() if is_held_out(module.name)]
+    _, held_out = split(modules)
     chosen = [prompt.as_dict() for prompt in choose(find_prompts(held_out, corpus.tokenizer), 32)]
     (out / "prompts.json").write_text(
         json.dumps(chosen, indent=1, ensure_ascii=False) + "\n", "utf-8"
@@ -172,10 +175,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None, modules: list[Module] | None = None) -> None:
-    """Run the stages that are not done yet."""
+    """Run the stages that are not done yet, on the library unless other modules are given."""
     options = _options(arguments)
     work, seed, fast = options.work, options.seed, not options.no_compile
     use_memory_well()
+    modules = read_modules() if modules is None else modules
     corpus = prepare(work, modules)
     print(
         f"corpus: {len(corpus.training):,} training, {len(corpus.held_out):,} held-out tokens",
@@ -201,7 +205,9 @@ def main(arguments: list[str] | None = None, modules: list[Module] | None = None
         seed=seed,
         fast=fast,
     )
-    held_out = held_out_text(target, corpus.tokenizer, work / "held_out_text.npy", seed=seed)
+    held_out = held_out_text(
+        target, corpus.tokenizer, modules, work / "held_out_text.npy", seed=seed
+    )
 
     drafter = build(DRAFTER, seed=seed + 1).to(pick_device())  # type: ignore[arg-type]
     train_drafter(
@@ -226,7 +232,7 @@ def main(arguments: list[str] | None = None, modules: list[Module] | None = None
         on_save=lambda: save(drafter, corpus.tokenizer, work / "drafter"),
         fast=fast,
     )
-    write_pair(corpus, target, drafter, options.out)
+    write_pair(corpus, modules, target, drafter, options.out)
     print(f"the pair is in {options.out}; measure it with python -m models.evaluate", flush=True)
 
 

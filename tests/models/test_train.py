@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,17 @@ def test_the_recipe_makes_a_pair_from_a_tiny_corpus(
         *("--work", str(tmp_path / "work"), "--out", str(tmp_path / "pair"), "--no-compile"),
         *("--target-steps", "4", "--drafter-steps", "4", "--samples", "1", "--batch", "1024"),
     ]
-    monkeypatch.setattr(train, "SAMPLE_ROWS", 4)
+    for name, few in {
+        "SAMPLE_ROWS": 4,
+        "SAMPLE_LENGTH": 160,  # a prompt has up to 128
+        "HELD_OUT_ROWS": 4,
+        "HELD_OUT_LENGTH": 160,
+    }.items():
+        monkeypatch.setattr(train, name, few)
     train.main(arguments, modules)
     train.main(arguments, modules)  # everything is done: nothing is trained again
     for name in ("target", "drafter"):
         assert pair.load(tmp_path / "pair" / name).num_parameters() > 0
-    assert (tmp_path / "pair" / "prompts.json").is_file()
+    prompts = json.loads((tmp_path / "pair" / "prompts.json").read_text())
+    assert {prompt["module"] for prompt in prompts} == {"json"}  # the held-out one
+    assert len(prompts) == 32
