@@ -27,7 +27,7 @@ from models.distill import Mix, sample_text, train_drafter
 from models.evaluate import follow
 from models.fit import Fit, Plan, pick_device, use_memory_well
 from models.pair import CONTEXT, DRAFTER, TARGET, build, load, logits_of, save
-from models.prompts import choose, find_prompts
+from models.prompts import Prompt, choose, find_prompts
 from models.registry import PAIR
 from models.tokenizer import save_tokenizer, train_tokenizer
 
@@ -119,21 +119,19 @@ def train_target(
 
 
 def held_out_text(
-    target: LlamaForCausalLM, tokenizer: Tokenizer, modules: list[Module], path: Path, *, seed: int
+    target: LlamaForCausalLM, tokenizer: Tokenizer, prompts: list[Prompt], path: Path, *, seed: int
 ) -> Tensor:
     """Let the target continue held-out prompts: ids [rows, length], to check the drafter on."""
     if not path.exists():
-        _, held_out = split(modules)
-        chosen = choose(find_prompts(held_out, tokenizer), HELD_OUT_ROWS)
-        prompts = [tokenizer.encode(prompt.text).ids for prompt in chosen]
-        text = follow(target, prompts, temperature=1.0, length=HELD_OUT_LENGTH, seed=seed + 1)
+        ids = [tokenizer.encode(prompt.text).ids for prompt in choose(prompts, HELD_OUT_ROWS)]
+        text = follow(target, ids, temperature=1.0, length=HELD_OUT_LENGTH, seed=seed + 1)
         np.save(path, text.cpu().numpy())
     return torch.from_numpy(np.load(path))
 
 
 def write_pair(
     corpus: Corpus,
-    modules: list[Module],
+    prompts: list[Prompt],
     target: LlamaForCausalLM,
     drafter: LlamaForCausalLM,
     out: Path,
@@ -141,8 +139,7 @@ def write_pair(
     """Write both folders and the demo's prompts."""
     save(target, corpus.tokenizer, out / "target")
     save(drafter, corpus.tokenizer, out / "drafter")
-    _, held_out = split(modules)
-    chosen = [prompt.as_dict() for prompt in choose(find_prompts(held_out, corpus.tokenizer), 32)]
+    chosen = [prompt.as_dict() for prompt in choose(prompts, 32)]
     (out / "prompts.json").write_text(
         json.dumps(chosen, indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
@@ -205,8 +202,9 @@ def main(arguments: list[str] | None = None, modules: list[Module] | None = None
         seed=seed,
         fast=fast,
     )
+    prompts = find_prompts(split(modules)[1], corpus.tokenizer)
     held_out = held_out_text(
-        target, corpus.tokenizer, modules, work / "held_out_text.npy", seed=seed
+        target, corpus.tokenizer, prompts, work / "held_out_text.npy", seed=seed
     )
 
     drafter = build(DRAFTER, seed=seed + 1).to(pick_device())  # type: ignore[arg-type]
@@ -232,7 +230,7 @@ def main(arguments: list[str] | None = None, modules: list[Module] | None = None
         on_save=lambda: save(drafter, corpus.tokenizer, work / "drafter"),
         fast=fast,
     )
-    write_pair(corpus, modules, target, drafter, options.out)
+    write_pair(corpus, prompts, target, drafter, options.out)
     print(f"the pair is in {options.out}; measure it with python -m models.evaluate", flush=True)
 
 

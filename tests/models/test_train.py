@@ -120,7 +120,7 @@ def test_the_recipe_makes_a_pair_from_a_tiny_corpus(
     body = "".join(
         f"def f{i}(x):\n    return x + {i}  # a comment to learn\n\n" for i in range(200)
     )
-    modules = [Module("argparse", body * 4), Module("json", body * 2)]
+    modules = [Module("argparse", body * 4), Module("json", body)]
     arguments = [
         *("--work", str(tmp_path / "work"), "--out", str(tmp_path / "pair"), "--no-compile"),
         *("--target-steps", "4", "--drafter-steps", "4", "--samples", "1", "--batch", "1024"),
