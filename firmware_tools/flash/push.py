@@ -40,7 +40,10 @@ try:
     while True:
         if not select.select([0], [], [], 60)[0]:
             break
-        buffer += os.read(0, 65536)
+        got = os.read(0, 65536)
+        if not got:  # hung up, and the hang-up's signal is ignored
+            break
+        buffer += got
         while True:
             at = buffer.find(b"\xa5MSp")
             buffer = buffer[at:] if at >= 0 else buffer[-3:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -232,6 +233,27 @@ def test_a_push_goes_on_after_the_cable_was_pulled(tmp_path: Path, receiver: Pat
             serial_verb._show = show
     assert seen[0] > rest
     assert same(seed, receiver)
+
+
+def test_a_receiver_ends_with_its_console(tmp_path: Path) -> None:
+    """Also where a hang-up's signal is ignored, as under nohup."""
+    host, slave = pty.openpty()
+    script = ["-c", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + RECEIVER]
+    with subprocess.Popen(
+        [sys.executable, *script, str(tmp_path / "got")],
+        stdin=slave,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        os.close(slave)
+        assert process.stdout is not None
+        assert b"~READY" in process.stdout.read(8)
+        os.close(host)
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
 
 
 def test_a_rest_that_is_too_long_is_begun_anew(tmp_path: Path, receiver: Path) -> None:
