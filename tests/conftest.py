@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,10 @@ from edge_server.broker import BrokerProcess, start_broker
 from sdk.config import BrokerConfig
 from sdk.transport.backoff import Backoff
 from sdk.transport.mqtt import MqttTransport
+
+# Torch computes on one thread, also in what tests start: threads of tiny products wait for each
+# other, eight times as long as they compute where the machine is busy. Read when torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", params=KINDS)
