@@ -59,7 +59,7 @@ def test_no_bit_depends_on_company_or_on_how_a_text_was_fed(dtype: str, threads:
     model = TorchModel.load(
         pair_dir("target"), device="cpu", dtype=dtype, kv_memory_mib=64, invariant=True
     )
-    length, count = 60 if threads == 1 else 20, 9  # waiting for each other, two take long
+    length, count = 60, 9
     texts = [random_ids(seed, length, model.vocabulary_size) for seed in range(count)]
     segments = [Segment(index * 70, 70) for index in range(count)]
     whole = [
