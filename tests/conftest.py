@@ -16,9 +16,9 @@ from sdk.config import BrokerConfig
 from sdk.transport.backoff import Backoff
 from sdk.transport.mqtt import MqttTransport
 
-# Torch computes on one thread unless a test asks for more, and threads that wait sleep; also in what
-# tests start. Threads of tiny products that spin take up to twenty times as long where the machine
-# is busy. Read when torch loads.
+# Torch computes on one thread unless a test asks for more, and threads that wait sleep, also in
+# what tests start. Threads of tiny products that spin take up to twenty times as long where the
+# machine is busy. Read when torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
