@@ -10,7 +10,8 @@ import pytest
 
 from edge_server.broker import BrokerProcess
 from edge_server.reference import decode_alone
-from edge_server.verifier.onnx import OnnxVerifier
+from edge_server.verifier.onnx import DEFAULT_LANES, OnnxVerifier
+from edge_server.verifier.onnx_lanes import Lanes
 from sdk.draft.drafter import OnnxDrafter
 from sdk.model.decoder import Decoder
 from sdk.model.sampling import SamplingParameters
@@ -40,6 +41,18 @@ TOKENS = 32
 @lru_cache(maxsize=1)
 def reference(folder: Path) -> tuple[Decoder, Tokenizer]:
     return Decoder.load(folder, threads=1, batch_invariant=True), Tokenizer(folder)
+
+
+@lru_cache(maxsize=1)
+def loaded_target(folder: Path) -> tuple[Decoder, Lanes | None]:
+    decoder = Decoder.load(folder, threads=1, batch_invariant=True)
+    return decoder, Lanes.load(folder, decoder=decoder, count=DEFAULT_LANES, threads=1)
+
+
+@lru_cache
+def loaded_drafter(folder: Path, number: int) -> Decoder:
+    """Return the model of one board; boards run at once and share nothing."""
+    return Decoder.load(folder, threads=1)
 
 
 @lru_cache
@@ -76,14 +89,16 @@ def run_cell(
 ) -> None:
     """Let `count` devices generate at once and compare each with the target alone."""
     edge = join(broker.config, subscriptions=[(UP_FILTER, 1)])
-    verifier = OnnxVerifier.load(target, threads=1)
+    decoder, lanes = loaded_target(target)
+    assert lanes
+    verifier = OnnxVerifier(decoder=decoder, lanes=lanes, max_sessions=64, kv_memory_mib=1024)
     with serving(edge, verifier, controller=FixedLength(*range(9))):
         jobs = {}
         for number in range(count):
             device = f"pi-{number}"
             topics = [(down(device, "verdict"), 0), (down(device, "control"), 1)]
             transport = join(broker.config, subscriptions=topics)
-            own = OnnxDrafter.load(drafter, threads=1)
+            own = OnnxDrafter(decoder=loaded_drafter(drafter, number))
             request = request_for(target, number, parameters)
             jobs[device] = lambda t=transport, d=device, r=request, o=own: generate(t, d, r, o)[0]
         delivered = generate_all(jobs)
