@@ -19,8 +19,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy --strict $(CODE)
 
+# Two at a time, file by file; then what measures time, by itself.
 unit: $(VENV)/.test
-	$(BIN)/pytest -m "not board and not gpu"
+	$(BIN)/pytest -m "not board and not gpu and not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "alone and not board and not gpu"
 
 # The emulated arm64 board. Needs root and, from Debian: qemu-system-arm qemu-utils mmdebstrap cpio
 # kmod openssl debian-archive-keyring, beside what .ci/run installs. Without KVM a quarter of an hour

@@ -40,6 +40,7 @@ def _why_not() -> str:
 
 _WHY_NOT = _why_not()
 MARKS = [
+    pytest.mark.alone,
     pytest.mark.netns,
     pytest.mark.slow,
     pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT),

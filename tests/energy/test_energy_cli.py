@@ -32,6 +32,8 @@ from sdk.energy.registry import Driver
 from sdk.energy.window import Verdict
 from sdk.errors import ConfigError, EnergyError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

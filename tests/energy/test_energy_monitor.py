@@ -13,6 +13,8 @@ from sdk.energy.board import BoardState
 from sdk.energy.interface import Kind, MeterInfo, MeterLostError, MeterNotFoundError, Sample, Scope
 from sdk.energy.monitor import Window
 
+pytestmark = pytest.mark.alone
+
 
 class SteadyMeter:
     """Counts 5 J a second at 20 Hz; goes away between `lost_from_s` and `lost_until_s`."""

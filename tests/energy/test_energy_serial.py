@@ -25,6 +25,8 @@ from sdk.energy.meters.ppk2 import Ppk2Decoder, Ppk2Meter
 from sdk.energy.meters.ruideng import UmMeter
 from sdk.energy.meters.serial_port import SerialPort
 
+pytestmark = pytest.mark.alone
+
 
 class Device:
     """The meter's side of a pseudo-terminal."""

@@ -21,6 +21,7 @@ Join = Callable[..., MqttTransport]
 WAIT_S = 10.0
 
 
+@pytest.mark.alone
 def test_qos_1_echo_has_a_median_under_20_ms(broker: BrokerProcess, topic: str, join: Join) -> None:
     """The one timing guard: a lost TCP_NODELAY on either end costs 44 ms and more, every time.
 
