@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from sdk.cli import main
+from sdk.link import cli as link_cli
 from sdk.link.report import REPORT_SCHEMA
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
@@ -66,7 +67,10 @@ def test_the_live_view(port: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert "puback" not in out
 
 
-def test_no_broker_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_broker_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_cli, "_CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert main(["link", "--broker", f"127.0.0.1:{port}", "--seconds", "1"]) == 3
