@@ -7,21 +7,14 @@ passed in.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost
-from edge_server.scheduler.estimators import (
-    DecayedMean,
-    RateEstimator,
-    RoundTripEstimator,
-    SurvivalEstimator,
-    VerifyEstimator,
-)
+from edge_server.scheduler.devices import KnownDevice, KnownDevices, possible_energy
+from edge_server.scheduler.estimators import SurvivalEstimator, VerifyEstimator
 from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyReport
 from edge_server.scheduler.joint import OBJECTIVES, POLICIES, Answer, Question
 from edge_server.scheduler.modes import RatioMode, rescaled
@@ -32,37 +25,15 @@ __all__ = ["DraftControl"]
 LEAST_SHARE = 1e-3
 SURVIVAL_KEEP = 0.98
 FIRST_DRAFTS = 8  # rounds that an unknown device drafts before it may be told not to
+DEVICES_KEPT = 4096  # devices whose measurements are remembered, with sessions or without
 DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
-DEVICES_KEPT = 4096  # devices without a session whose measurements are remembered
-ROUNDS_FORGOTTEN = 35  # of a device's last text, when it begins another: half its weight
-DEFAULT_DRAFT_S = 0.02
-DEFAULT_RATE_BPS = 8e6
-LEAST_RATE_BPS, MOST_RATE_BPS = 100.0, 1e12
-REPORT_DEVIATION = 0.1  # of a reported rate that comes without its own
-LEAST_DEVIATION, MOST_DEVIATION = 0.02, 1.0
-MOST_ENERGY = (1e3, 1.0, 1e3)  # J per drafted token, J/bit, W: beyond it no board
-
-
-@dataclass(slots=True, kw_only=True)
-class _Device:
-    """What a device has shown; outlives its sessions."""
-
-    draft_s: DecayedMean = field(default_factory=DecayedMean)
-    round_trip: RoundTripEstimator = field(default_factory=RoundTripEstimator)
-    link: RateEstimator = field(default_factory=RateEstimator)
-    link_readings: int = -1  # that stood behind the last link report
-    # By support: what a token's distribution took on the wire, less where ids were left out.
-    distribution_bits: dict[int, DecayedMean] = field(default_factory=dict)
-    energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    survival: SurvivalEstimator | None = None  # of its last session
-    length: int | None = None  # that its last session ended with
 
 
 @dataclass(slots=True, kw_only=True)
 class _Session:
     """What one session has shown, what the plan grants it, and what it was last given."""
 
-    device: _Device
+    device: KnownDevice
     mode: Mode
     survival: SurvivalEstimator
     grant: Grant
@@ -157,7 +128,7 @@ class DraftControl:
         self._probe_every, self._probe_rounds = probe_every, probe_rounds
         self._solver = solver or InlineSolver()
         self._sessions: dict[tuple[str, int], _Session] = {}
-        self._devices: OrderedDict[str, _Device] = OrderedDict()  # last used last
+        self._devices = KnownDevices(kept=DEVICES_KEPT)
         self._verify = VerifyEstimator()
         self._asked: _Basis | None = None  # what the next answer will stand for
         self._basis: _Basis | None = None
@@ -184,6 +155,7 @@ class DraftControl:
     def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
         """Return a new session's first grant: what the device last had, or the start length."""
         known = self._known(device)
+        survival = known.next_survival()
         others = len(self._sessions.keys() - {(device, session)})
         share = 1.0 / (others + 1) if self._shared else 1.0
         length = self._start if known.length is None else known.length
@@ -191,23 +163,16 @@ class DraftControl:
         self._sessions[device, session] = _Session(
             device=known,
             mode=mode,
-            survival=self._first_survival(known),
+            survival=survival
+            or SurvivalEstimator(
+                max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
+            ),
             grant=grant,
             given=grant,
-            probe_drafts=FIRST_DRAFTS if known.survival is None else 0,
+            probe_drafts=FIRST_DRAFTS if survival is None else 0,
             observed_s=now_s,
         )
         return grant
-
-    def _first_survival(self, known: _Device) -> SurvivalEstimator:
-        """Return what a device's last text lets expect of its next."""
-        if known.survival is None:
-            return SurvivalEstimator(
-                max_length=max(1, self._max), prior_acceptance=self._prior, keep=SURVIVAL_KEEP
-            )
-        survival = copy.deepcopy(known.survival)
-        survival.fade(rounds=ROUNDS_FORGOTTEN)
-        return survival
 
     def observe(self, report: RoundReport) -> None:
         """Take in one finished round; rounds of unknown sessions are ignored."""
@@ -222,21 +187,11 @@ class DraftControl:
             return
         state.probe_drafts = max(0, state.probe_drafts - 1)
         state.survival.add(drafted=report.drafted, accepted=report.accepted)
-        if report.distribution_bytes and state.given.support:
-            bits = state.device.distribution_bits.setdefault(state.given.support, DecayedMean())
-            bits.add(8.0 * report.distribution_bytes / report.drafted)
-        drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
-        if report.turnaround_s is None or not report.draft_s > 0.0:
-            return
-        # What a device says of itself is believed as far as the server's own clock bears it out.
         # Behind a draft that was accepted whole, a part of the next may have been drafted before.
-        longest_s = report.turnaround_s + (since_s if drafted_on else 0.0)
-        draft_s = min(report.draft_s, longest_s)
-        state.device.draft_s.add(draft_s / report.drafted)
-        if not drafted_on:
-            granted_bps = self._rate_bps(state.device) * state.given.share
-            sent_s = 8.0 * report.uplink_bytes / granted_bps
-            state.device.round_trip.add(report.turnaround_s - draft_s - sent_s)
+        drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
+        state.device.observe_round(
+            report, given=state.given, since_s=since_s, drafted_on=drafted_on
+        )
 
     def observe_verify(self, report: VerifyReport) -> None:
         """Take in one verification pass."""
@@ -254,18 +209,8 @@ class DraftControl:
         merely repeats the last one teaches nothing.
         """
         known = self._devices.get(device)
-        rate = _number(report.get("uplink_bps"))
-        if known is None or rate is None or not LEAST_RATE_BPS <= rate <= MOST_RATE_BPS:
-            return
-        readings = _number(report.get("n"))
-        if readings is not None:
-            if readings == known.link_readings:
-                return
-            known.link_readings = int(min(readings, 2.0**53))
-        sd = _number(report.get("uplink_sd_bps"))
-        deviation = REPORT_DEVIATION if sd is None or sd <= 0.0 else sd / rate
-        deviation = min(max(deviation, LEAST_DEVIATION), MOST_DEVIATION)
-        known.link.add(rate, now_s=now_s, deviation=deviation)
+        if known is not None:
+            known.observe_link(report, now_s=now_s)
 
     def observe_energy(
         self,
@@ -277,17 +222,9 @@ class DraftControl:
     ) -> None:
         """Take in what a device measured of itself; what no board can spend is ignored."""
         told = (draft_j_per_token, tx_j_per_bit, wait_w)
-        if any(
-            figure is not None and not 0.0 <= figure <= most
-            for figure, most in zip(told, MOST_ENERGY, strict=True)
-        ):
-            return
-        # Without a session too: a device tells what a generation cost once it is over.
-        known = self._known(device)
-        draft_j, tx_j, wait = (
-            old if new is None else new for old, new in zip(known.energy, told, strict=True)
-        )
-        known.energy = (draft_j, tx_j, wait)
+        if possible_energy(told):
+            # Without a session too: a device tells what a generation cost once it is over.
+            self._known(device).observe_energy(told)
 
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         """Return the session's next grant, from the newest plan."""
@@ -313,19 +250,8 @@ class DraftControl:
             return
         state.device.survival, state.device.length = state.survival, state.grant.length
 
-    def _known(self, device: str) -> _Device:
-        """Return what is known of a device; of those without a session the oldest are forgotten."""
-        known = self._devices.setdefault(device, _Device())
-        self._devices.move_to_end(device)
-        if len(self._devices) > DEVICES_KEPT:
-            busy = {device for device, _ in self._sessions}
-            idle = [name for name in self._devices if name not in busy and name != device]
-            for name in idle[: len(self._devices) - DEVICES_KEPT]:
-                del self._devices[name]
-        return known
-
-    def _rate_bps(self, device: _Device) -> float:
-        return device.link.rate_bps or DEFAULT_RATE_BPS
+    def _known(self, device: str) -> KnownDevice:
+        return self._devices.use(device, sessions=self._sessions)
 
     def _follow(self, now_s: float) -> None:
         """Take over an answer that has come; ask again where the inputs have drifted."""
@@ -379,13 +305,8 @@ class DraftControl:
         """Return how a session may upload distributions, with what they really take."""
         if state.mode is not Mode.RATIO:
             return ()
-        return tuple(self._measured(mode, state.device) for mode in self._ratio_modes)
-
-    def _measured(self, mode: RatioMode, device: _Device) -> RatioMode:
-        seen = device.distribution_bits.get(mode.support)
-        if seen is None or seen.value is None:
-            return mode
-        return replace(mode, bits_per_token=self._bits + seen.value)
+        measured = state.device.measured
+        return tuple(measured(mode, bits_per_token=self._bits) for mode in self._ratio_modes)
 
     def _measure(self) -> _Basis:
         fit = self._verify.fit()
@@ -398,11 +319,11 @@ class DraftControl:
         for state in self._sessions.values():
             curve = state.survival.curve()
             inputs += [
-                state.device.draft_s.value or DEFAULT_DRAFT_S,
-                self._rate_bps(state.device),
+                state.device.draft_s,
+                state.device.rate_bps,
                 1.0 - min(float(curve[0]), 0.999),
                 1.0 + float(curve.sum()),
-                0.02 + (state.device.round_trip.round_trip_s or 0.0),
+                0.02 + state.device.round_trip_s,
                 *state.device.energy,
                 *(mode.bits_per_token for mode in self._modes_of(state)),
             ]
@@ -415,8 +336,7 @@ class DraftControl:
 
     def link_rates(self) -> dict[str, float]:
         """Return the uplink rate at full share of every device whose link was seen, in bit/s."""
-        rates = {name: known.link.rate_bps for name, known in list(self._devices.items())}
-        return {name: rate for name, rate in rates.items() if rate is not None}
+        return self._devices.link_rates()
 
     def cell(self) -> Cell:
         """Return the cell as it is believed to be; band 1 is the whole uplink.
@@ -446,11 +366,11 @@ class DraftControl:
                 per_request_s=fit.per_request_s + context_s / count,
                 per_row_s=fit.per_row_s,
             ),
-            draft_s=np.array([device.draft_s.value or DEFAULT_DRAFT_S for device in devices]),
-            efficiency=np.array([self._rate_bps(device) for device in devices]),
+            draft_s=np.array([device.draft_s for device in devices]),
+            efficiency=np.array([device.rate_bps for device in devices]),
             survival=np.array([self._curve(state)[: self._max] for state in states]),
             weight=np.array([self._weights.get(device, 1.0) for device, _ in self._sessions]),
-            delay_s=np.array([device.round_trip.round_trip_s or 0.0 for device in devices]),
+            delay_s=np.array([device.round_trip_s for device in devices]),
             min_length=self._min,
             max_length=self._max,
             overlap=self._overlap,
@@ -464,14 +384,3 @@ class DraftControl:
             if state.grant.mode is Mode.RATIO and state.grant.support == ratio.support:
                 return rescaled(curve, 1.0 / ratio.acceptance_gain)
         return curve
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number of a report, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
