@@ -12,23 +12,17 @@ of meters.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sdk.draft.ahead import Ahead, shared
 from sdk.draft.drafter import Drafter
-from sdk.draft.early_stop import EarlyStop
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
-from sdk.model.noise import Stream, uniform
-from sdk.model.proposal import MAX_WEIGHT_BITS, Proposal, propose
-from sdk.model.sampling import Sampler, probability, transform
+from sdk.model.proposal import MAX_WEIGHT_BITS
 from sdk.protocol import (
     Close,
     Draft,
@@ -65,21 +59,6 @@ class Offline(Enum):
     WAIT = "wait"  # and resume
     LOCAL = "local"  # go on with the small model alone, marking those tokens unverified
     FAIL = "fail"
-
-
-class _Drafted(NamedTuple):
-    """One drafted token.
-
-    Attributes:
-        took_s: what drafting it took.
-        confidence: the drafter's own probability of it; 1 where drafts do not stop early.
-        proposal: in ratio mode, the distribution it was drawn from.
-    """
-
-    token: int
-    took_s: float
-    confidence: float
-    proposal: Proposal | None
 
 
 class Delivery(NamedTuple):
@@ -168,24 +147,24 @@ class Session:
         self.round_trip = RoundTrip()
         self._opening = opening
         self._device = device
-        self._drafter = drafter
         self._transport = transport
         self._options = options
         self._clock = clock
         self._on_phase = on_phase
         self._on_grant = on_grant
-        self._sampler = Sampler(
-            parameters=opening.sampling, vocabulary_size=opening.vocabulary_size
+        self._ahead = Ahead(  # the draft included
+            drafter=drafter,
+            sampling=opening.sampling,
+            vocabulary_size=opening.vocabulary_size,
+            weight_bits=options.weight_bits,
+            early_stop=options.early_stop,
+            clock=clock,
         )
         self._id_bits = bits_per_id(opening.vocabulary_size)
         self._opened = False
         self._round = 0
         self._length = _FIRST_LENGTH
         self._draft: tuple[int, ...] = ()
-        self._support = 0  # ids of each uploaded distribution; 0 outside ratio mode
-        self._draws = secrets.randbits(32)  # keys the board's own draws in ratio mode
-        self._ahead: list[_Drafted] = []  # behind the committed tokens, the draft included
-        self._early_stop = EarlyStop() if options.early_stop else None
         self._committed_s: float | None = None  # when the last verdict came
         self._credit_until = 0
         self._capacity = min(len(opening.prompt) + opening.max_tokens, drafter.context_length)
@@ -227,44 +206,13 @@ class Session:
 
     def _draft_up_to(self, length: int) -> None:
         self._on_phase(Phase.DRAFT)
-        while len(self._ahead) < length and self._pays():
+        while len(self._ahead) < length and self._ahead.pays():
             self._draft_token()
-        self._draft = tuple(drafted.token for drafted in self._ahead[: max(length, 0)])
+        self._draft = tuple(drafted.token for drafted in self._ahead.first(max(length, 0)))
         self.stats.drafted += len(self._draft)
 
-    def _pays(self) -> bool:
-        """Say whether one more drafted token is worth its time."""
-        return self._early_stop is None or self._early_stop.worth(
-            [drafted.confidence for drafted in self._ahead]
-        )
-
     def _draft_token(self) -> None:
-        started_s = self._clock()
-        sequence = self.sequence.tokens + [drafted.token for drafted in self._ahead]
-        logits = self._drafter.next_logits(sequence)
-        proposal = None
-        if self._support:
-            token, proposal = self._propose(logits, len(sequence))
-        else:
-            token = self._sampler.choose(logits, len(sequence))
-        confidence = 1.0
-        if self._early_stop:
-            confidence = probability(logits, token, self._opening.sampling)
-        took_s = self._clock() - started_s
-        self._ahead.append(_Drafted(token, took_s, confidence, proposal))
-        self.stats.draft_s += took_s
-        if self._early_stop:
-            self._early_stop.add_draft_time(took_s)
-
-    def _propose(self, logits: NDArray[np.float32], position: int) -> tuple[int, Proposal]:
-        """Cut the distribution down to what will be uploaded, then draw from that."""
-        parameters = self._opening.sampling
-        shaped = transform(logits, parameters)
-        bits = self._options.weight_bits
-        proposal = propose(shaped, support=self._support, weight_bits=bits)
-        self._draws += 1
-        u = uniform(parameters.seed, position, Stream.DRAFT, self._draws)
-        return proposal.draw(u), proposal
+        self.stats.draft_s += self._ahead.draft_token(self.sequence.tokens)
 
     @property
     def _room(self) -> int:
@@ -349,15 +297,11 @@ class Session:
     def _commit(self, verdict: Verdict, position: int) -> Delivery:
         """Take over a verdict that advanced the sequence; keep what was rightly drafted ahead."""
         new = tuple(self.sequence.tokens[position:])
-        accepted = _shared(self._draft, new)
+        accepted = shared(self._draft, new)
         self._learn(accepted, len(new))
-        agreed = _shared([drafted.token for drafted in self._ahead], new)
-        support = verdict.grant_support if verdict.grant_mode is Mode.RATIO else 0
-        same_kind = bool(support) == bool(self._support)
-        survives = agreed == len(new) < len(self._ahead) and same_kind and not verdict.end
         drafted_ahead = max(len(self._ahead) - len(self._draft), 0)
-        self._ahead = self._ahead[len(new) :] if survives else []
-        self._support = support
+        support = verdict.grant_support if verdict.grant_mode is Mode.RATIO else 0
+        self._ahead.keep(new, support=support, end=bool(verdict.end))
         self.stats.saved += len(self._ahead)
         self.stats.wasted += drafted_ahead - len(self._ahead)
         self.stats.accepted += accepted
@@ -374,9 +318,9 @@ class Session:
     def _learn(self, accepted: int, tokens: int) -> None:
         """Tell early stopping what became of a draft, and how long its round took."""
         since_s, self._committed_s = self._committed_s, self._clock()
-        if self._early_stop and self._draft and since_s is not None:
-            self._early_stop.add_round(
-                [drafted.confidence for drafted in self._ahead[: len(self._draft)]],
+        if self._draft and since_s is not None:
+            self._ahead.learn(
+                sent=len(self._draft),
                 accepted=accepted,
                 tokens=tokens,
                 seconds=self._committed_s - since_s,
@@ -418,7 +362,7 @@ class Session:
         credit = 0
         if self._length == 0:
             credit = max(self._credit_until - self.sequence.position, 1)
-        sent = self._ahead[: len(self._draft)]
+        sent = self._ahead.first(len(self._draft))
         frame = Draft(
             session=self._opening.session,
             round=self._round,
@@ -457,10 +401,9 @@ class Session:
     def _decode_locally(self) -> Iterator[Delivery]:
         """Go on with the small model alone."""
         self._on_phase(Phase.DRAFT)
-        self._ahead.clear()
+        self._ahead.drop()
         while not self.sequence.end:
-            logits = self._drafter.next_logits(self.sequence.tokens)
-            token = self._sampler.choose(logits, self.sequence.position)
+            token = self._ahead.decode_token(self.sequence.tokens)
             self.sequence.tokens.append(token)
             self.stats.unverified += 1
             if token in self._opening.stop_ids:
@@ -468,11 +411,3 @@ class Session:
             elif self._room <= 0:
                 self.sequence.end = End.MAX_TOKENS
             yield Delivery((token,), verified=False)
-
-
-def _shared(left: tuple[int, ...] | list[int], right: tuple[int, ...]) -> int:
-    """Return how many leading ids two sequences share."""
-    length = 0
-    while length < min(len(left), len(right)) and left[length] == right[length]:
-        length += 1
-    return length
