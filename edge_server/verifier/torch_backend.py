@@ -146,14 +146,46 @@ class TorchVerifier:
         segment = self._slots[slot].segment
         self._check(segment, token_ids)
         for start in range(0, len(token_ids), _CHUNK_ROWS):
-            chunk = token_ids[start : start + _CHUNK_ROWS]
-            self._model.run([segment.span(len(chunk))], chunk, [])
-            segment.length += len(chunk)
+            self._append(segment, token_ids[start : start + _CHUNK_ROWS])
+
+    def _append(self, segment: Segment, token_ids: Sequence[int]) -> None:
+        """Append in one pass, or in smaller ones where the memory does not hold it."""
+        try:
+            self._model.run([segment.span(len(token_ids))], token_ids, [])
+            segment.length += len(token_ids)
+        except CapacityError:
+            half = len(token_ids) // 2
+            if not half:
+                raise
+            self._append(segment, token_ids[:half])
+            self._append(segment, token_ids[half:])
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
-        """Score all rows in one pass; each slot then holds its pending ids and accepted prefix."""
+        """Score all rows in one pass; each slot then holds its pending ids and accepted prefix.
+
+        Where the memory does not hold the pass, it is cut: into halves of its sessions, and one
+        session's into its rows. A draft that does not fit by itself is not verified: no token of
+        it is accepted, and the target's own one follows, as if there had been no draft.
+
+        Raises:
+            CapacityError: if the memory does not hold a single row.
+        """
         if len({request.slot for request in requests}) != len(requests):
             raise ValueError("a slot may only be named once in a pass")
+        try:
+            return self._verify_at_once(requests)
+        except CapacityError as error:
+            log.warning("%s; it is cut", error)
+        half = len(requests) // 2
+        if half:
+            return [*self.verify(requests[:half]), *self.verify(requests[half:])]
+        (request,) = requests
+        *earlier, last = request.pending
+        if earlier:
+            self._append(self._slots[request.slot].segment, earlier)
+        return self._verify_at_once([VerifyRequest(slot=request.slot, pending=(last,))])
+
+    def _verify_at_once(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
         slots = [self._slots[request.slot] for request in requests]
         rows = [(*request.pending, *request.draft) for request in requests]
         for slot, ids in zip(slots, rows, strict=True):

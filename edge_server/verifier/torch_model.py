@@ -27,6 +27,7 @@ from edge_server.verifier.torch_attention import (
     Rows,
     attend,
 )
+from edge_server.verifier.torch_memory import fits
 from edge_server.verifier.torch_segments import Span
 from edge_server.verifier.torch_static import Bucket, StaticPass, StaticRows, bucket_of
 from sdk.errors import ConfigError, ModelLoadError
@@ -155,9 +156,13 @@ class TorchModel:
 
         Returns:
             [len(score), vocab], on the host, from one copy.
+
+        Raises:
+            CapacityError: if the memory ran out; the pass may then be done in smaller parts.
         """
-        logits = self.logits(spans, token_ids, score)
-        found: NDArray[np.float32] = logits.float().cpu().numpy()
+        with fits(len(token_ids)):
+            logits = self.logits(spans, token_ids, score)
+            found: NDArray[np.float32] = logits.float().cpu().numpy()
         return found
 
     @torch.inference_mode()
@@ -175,8 +180,12 @@ class TorchModel:
 
         Returns:
             Tokens, −1 where there was no choice, and the logits of those rows; from one copy.
+
+        Raises:
+            CapacityError: as `run`.
         """
-        return choose_rows(self.logits(spans, token_ids, score), choices)
+        with fits(len(token_ids)):
+            return choose_rows(self.logits(spans, token_ids, score), choices)
 
     @torch.inference_mode()
     def logits(
