@@ -76,7 +76,7 @@ def store_kv_int8(model: onnx.ModelProto, scales: KvScales) -> None:
         layer = int(node.input[3].split(".")[1])  # past_key_values.{layer}.key
         node.input.extend([""] * (K_SCALE_INPUT - len(node.input)))
         for part in ("key", "value"):
-            name = f"past_key_values.{layer}.{part}.scales"
+            name = f"kv_scales.{layer}.{part}"
             node.input.append(graph.add_array(name, scales[layer, part]))
         for name, setting in (
             ("k_quant_type", "PER_CHANNEL"),
