@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sdk.errors import ExportError, ModelLoadError
 from sdk.export import KV_TYPES, WEIGHTS
-from sdk.export.kv import calibrated_scales, largest_scales, saturated_share, store_kv_int8
+from sdk.export.kv import calibrated_scales, largest_scales, store_kv_int8
 from sdk.export.optimum_config import head_dim, kv_heads
 from sdk.export.parity import Parity, compare
 from sdk.export.publish import partial_folder, publish
@@ -151,12 +151,10 @@ def stored(
     manifest.write(folder)
     progress("checking weights")
     manifest = checked(manifest, folder, model)
-    after = Decoder.load(folder)
     chosen_target = choices(target, texts) if target else None
-    quality = measured_quality(chosen_before, choices(after, texts), chosen_target)
+    quality = measured_quality(chosen_before, choices(Decoder.load(folder), texts), chosen_target)
     if scales:
         quality["kv_calibration_tokens"] = float(sum(map(len, calibration)))
-        quality["kv_saturated"] = saturated_share(after, texts)
     return replace(manifest, quality=quality)
 
 

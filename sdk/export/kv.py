@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from sdk.export.graph import Graph
 from sdk.model.decoder import Decoder, KvCache
 
-__all__ = ["KvScales", "calibrated_scales", "largest_scales", "saturated_share", "store_kv_int8"]
+__all__ = ["KvScales", "calibrated_scales", "largest_scales", "store_kv_int8"]
 
 KvScales: TypeAlias = Mapping[tuple[int, str], NDArray[np.float32]]
 """By layer and "key" or "value": [1, kv_heads, 1, head_dim]."""
@@ -96,15 +96,3 @@ def largest_scales(scales: KvScales) -> dict[str, list[float]]:
     for (_, part), scale in scales.items():  # in the order of the layers
         largest.setdefault(part, []).append(float(scale.max()))
     return largest
-
-
-def saturated_share(decoder: Decoder, texts: list[NDArray[np.int64]]) -> float:
-    """Return the share of 8-bit keys and values that stand at the end of their range."""
-    ends = total = 0
-    for text in texts:
-        cache = filled_cache(decoder, text)
-        for buffer in cache.buffers.values():
-            held = buffer.numpy()[:, :, : cache.length].astype(np.int16)
-            ends += int((np.abs(held) >= LEVELS).sum())
-            total += held.size
-    return ends / total

@@ -96,7 +96,6 @@ def test_quality_and_scales_are_in_the_manifest_and_a_fall_is_said(
     }
     assert min(min(scales) for scales in manifest.kv_scales.values()) > 0
     assert manifest.quality["kv_calibration_tokens"] == 4 * 32
-    assert 0 <= manifest.quality["kv_saturated"] < 0.05
     assert manifest.quality["coupled_acceptance_after"] < 0.97
     printed = capsys.readouterr()
     assert "int4-128 weights and int8 keys and values lower this drafter" in printed.err
