@@ -25,7 +25,8 @@ from benchmarks.draft.model import SHAPES
 from benchmarks.draft.peers import OURS, PEERS, Peer, PeerError, interpreter, measured, prepared
 
 BUILD = Path("build") / "bench-draft"
-FIGURES = ("ms_per_token", "prefill_ms", "peak_mb")
+FIGURES = ("ms_per_token", "first_token_ms", "peak_mb")
+KV8 = "-kv8"  # ends the name of a precision whose keys and values are in 8 bits
 
 
 def main() -> int:
@@ -147,7 +148,15 @@ def show(result: dict[str, object]) -> None:
     assert isinstance(rows, list)
     assert isinstance(absent, dict)
     table = Table(title=f"{result['model']}, {result['threads']} threads, medians (min … max)")
-    for heading in ("precision", "context", "runtime", "ms a token", "of ours", "prefill ms", "MB"):
+    for heading in (
+        "precision",
+        "context",
+        "runtime",
+        "ms a token",
+        "of ours",
+        "first token ms",
+        "MB",
+    ):
         table.add_column(heading, justify="left" if heading == "runtime" else "right")
     ours = {
         (row["precision"], row["context"]): row["ms_per_token"]
@@ -157,13 +166,13 @@ def show(result: dict[str, object]) -> None:
     for row in sorted(
         rows, key=lambda row: (row["precision"], row["context"], row["ms_per_token"])
     ):
-        base = ours.get((row["precision"], row["context"]))
+        base = ours.get((row["precision"].removesuffix(KV8), row["context"]))
         low, high = row["ms_per_token_range"]
         table.add_row(
             *(row["precision"], str(row["context"]), row["runtime"]),
             f"{row['ms_per_token']:.2f} ({low:.2f} … {high:.2f})",
             f"{row['ms_per_token'] / base:.2f}" if base else "",
-            f"{row['prefill_ms']:.0f}",
+            f"{row['first_token_ms']:.0f}",
             f"{row['peak_mb']:.0f}",
         )
     Console(width=110).print(table)

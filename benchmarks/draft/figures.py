@@ -15,19 +15,22 @@ def prompt_ids(length: int, vocabulary: int) -> list[int]:
     return [source.randrange(1, vocabulary) for _ in range(length)]
 
 
-def report(prefill: Callable[[], object], step: Callable[[], object], tokens: int) -> None:
-    """Time one prefill and `tokens` steps and print the figures as JSON."""
+def report(first: Callable[[], object], step: Callable[[], object], tokens: int) -> None:
+    """Time the way to the first token and `tokens` steps, and print the figures as JSON.
+
+    `first` starts with the prompt and no keys and values, and ends with the choice of a token.
+    """
     started = time.perf_counter()
-    prefill()
-    prefilled = time.perf_counter()
+    first()
+    drafted = time.perf_counter()
     for _ in range(tokens):
         step()
     ended = time.perf_counter()
-    print_figures((ended - prefilled) / tokens * 1e3, (prefilled - started) * 1e3)
+    print_figures((ended - drafted) / tokens * 1e3, (drafted - started) * 1e3)
 
 
-def print_figures(ms_per_token: float, prefill_ms: float) -> None:
+def print_figures(ms_per_token: float, first_token_ms: float) -> None:
     """Print the figures, with this process's largest resident size."""
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    figures = {"ms_per_token": ms_per_token, "prefill_ms": prefill_ms, "peak_mb": peak_mb}
+    figures = {"ms_per_token": ms_per_token, "first_token_ms": first_token_ms, "peak_mb": peak_mb}
     print(json.dumps(figures))

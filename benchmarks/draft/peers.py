@@ -39,7 +39,10 @@ class Peer:
 OURS = Peer(
     name="multispin",
     packages=(),
-    precisions={"fp32": "fp32", "int8": "int8", "int4": "int4", "int4-all": "int4-all"},
+    precisions={
+        **{weights: weights for weights in ("fp32", "int8", "int4", "int4-all")},
+        **{f"{w}-kv8": f"{w} --kv int8" for w in ("fp32", "int8", "int4", "int4-all")},
+    },
     prepare=(
         *("{python}", "-m", "sdk.cli", "model", "export"),
         *("--model", "{checkpoint}", "--out", "{out}", "--weights", "{precision}"),

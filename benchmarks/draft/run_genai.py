@@ -21,13 +21,14 @@ def main(folder: Path, context: int, tokens: int, threads: int) -> None:
     warm = generator(model, 16)
     warm.append_tokens(prompt[:, :4])
     warm.generate_next_token()
-    timed = generator(model, context + tokens + 2)
+    timed: list[genai.Generator] = []
 
-    def prefill() -> None:
-        timed.append_tokens(prompt)
-        timed.generate_next_token()
+    def first() -> None:
+        timed.append(generator(model, context + tokens + 2))
+        timed[0].append_tokens(prompt)
+        timed[0].generate_next_token()
 
-    report(prefill, timed.generate_next_token, tokens)
+    report(first, lambda: timed[0].generate_next_token(), tokens)
 
 
 def generator(model: genai.Model, length: int) -> genai.Generator:

@@ -44,9 +44,13 @@ def main(path: str, context: int, tokens: int, threads: int) -> None:
     runner = Runner(path, context + tokens + 16, threads)
     runner.feed([1, 2, 3, 4])
     runner.feed([5])
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(runner.context), True)
     prompt = prompt_ids(context, runner.vocabulary_size)
-    report(lambda: runner.feed(prompt), lambda: runner.feed([runner.next_id]), tokens)
+
+    def first() -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(runner.context), True)
+        runner.feed(prompt)
+
+    report(first, lambda: runner.feed([runner.next_id]), tokens)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _GRAPH_NODE, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_TYPE, _NODE_ATTRIBUTE = 1, 2, 3, 4, 5
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _INT32, _INT64 = 6, 7
-_KV_TYPES = {"float32": 1, "float16": 10}
+_KV_TYPES = {"float32": 1, "float16": 10, "int8": 3}
 
 _LENGTHS = ("seqlens_k", "total_sequence_length")
 _ATTENTION = "GroupQueryAttention"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdk.errors import DependencyError
-from sdk.export import WEIGHTS
+from sdk.export import KV_TYPES, WEIGHTS
 from sdk.model.manifest import Manifest
 
 __all__ = ["configure", "run"]
@@ -33,6 +33,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=sorted(WEIGHTS),
         default="fp32",
         help="; ".join(f"{name}: {meaning}" for name, meaning in WEIGHTS.items()),
+    )
+    export.add_argument(
+        "--kv",
+        choices=sorted(KV_TYPES),
+        default="float",
+        help="keys and values; "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in KV_TYPES.items()),
     )
     export.add_argument(
         "--context", type=int, help="longest text in tokens (default: at most 8192)"
@@ -66,6 +73,7 @@ def export(args: argparse.Namespace) -> Manifest:
             args.model,
             args.out,
             weights=args.weights,
+            kv=args.kv,
             context_length=args.context,
             target=args.target,
             progress=progress,
@@ -75,15 +83,28 @@ def export(args: argparse.Namespace) -> Manifest:
 
 
 def warn_of_fall(manifest: Manifest) -> None:
-    """Say on standard error when the weight type costs a drafter too much acceptance."""
+    """Say on standard error when what was stored costs a drafter too much acceptance."""
     before = manifest.quality.get("coupled_acceptance_before", 0.0)
     after = manifest.quality.get("coupled_acceptance_after", 0.0)
     if before - after > MAX_ACCEPTANCE_FALL:
         print(
-            f"model export: {manifest.weights} weights lower this drafter's acceptance from "
-            f"{before:.2f} to {after:.2f}; int8 or fp16-stored costs less",
+            f"model export: {stored_types(manifest)} lower this drafter's acceptance from "
+            f"{before:.2f} to {after:.2f}; {cheaper(manifest)}",
             file=sys.stderr,
         )
+
+
+def stored_types(manifest: Manifest) -> str:
+    weights = f"{manifest.weights} weights"
+    return f"{weights} and {manifest.kv_type} keys and values" if manifest.kv_scales else weights
+
+
+def cheaper(manifest: Manifest) -> str:
+    """Name what would cost less."""
+    if manifest.weights == "fp32":
+        return "--kv float costs nothing"
+    weights = "int8 or fp16-stored costs less"
+    return f"{weights}, and so may --kv float" if manifest.kv_scales else weights
 
 
 @contextmanager
@@ -112,6 +133,8 @@ def print_manifest(manifest: Manifest) -> None:
     table = Table(show_header=False, box=None)
     fields = manifest.as_json()
     files, versions = fields.pop("files"), fields.pop("versions")
+    for part, scales in fields.pop("kv_scales").items():
+        fields[f"{part} scales"] = f"{min(scales):.3g} … {max(scales):.3g}, largest of each layer"
     measured = {name: fields.pop(name) for name in ("parity", "quality")}
     for name, value in fields.items():
         table.add_row(name, str(value))

@@ -1,7 +1,7 @@
 """The export, from a model's name to a finished folder.
 
-Order: fetch → load → trace (Optimum) → check against the source → store weights → check again →
-measure what the weights cost → publish. Everything happens in a temporary folder beside the
+Order: fetch → load → trace (Optimum) → check against the source → store weights, keys and values →
+check again → measure what that costs → publish. Everything happens in a temporary folder beside the
 destination; what goes wrong is an ExportError of one line.
 """
 
@@ -17,7 +17,8 @@ import onnx
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sdk.errors import ExportError, ModelLoadError
-from sdk.export import WEIGHTS
+from sdk.export import KV_TYPES, WEIGHTS
+from sdk.export.kv import calibrated_scales, largest_scales, store_kv_int8
 from sdk.export.optimum_config import head_dim, kv_heads
 from sdk.export.parity import Parity, compare
 from sdk.export.publish import partial_folder, publish
@@ -52,21 +53,22 @@ def export_model(
     out: Path,
     *,
     weights: str = "fp32",
+    kv: str = "float",
     context_length: int | None = None,
     target: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Export a Hugging Face decoder to a folder that `sdk.model.decoder` runs.
 
-    `source` is a folder or a Hub name; `weights` one of `sdk.export.WEIGHTS`; `context_length` at
-    most what the model was made for, and 8,192 at most when None; `target` is an exported model of
-    the same vocabulary, by which the acceptance of this drafter is measured before and after its
-    weights were stored; `progress` is called with each step's name. When `out` is the source's own
-    folder, only the graph and the manifest are added. Raises ExportError when the model cannot be
-    exported faithfully; nothing is then left behind.
+    `source` is a folder or a Hub name; `weights` one of `sdk.export.WEIGHTS`; `kv` one of
+    `sdk.export.KV_TYPES`, in which keys and values are kept; `context_length` at most what the
+    model was made for, and 8,192 at most when None; `target` is an exported model of the same
+    vocabulary, by which the acceptance of this drafter is measured before and after weights, keys
+    and values were stored so; `progress` is called with each step's name. When `out` is the
+    source's own folder, only the graph and the manifest are added. Raises ExportError when the
+    model cannot be exported faithfully; nothing is then left behind.
     """
-    if weights not in WEIGHTS:
-        raise ExportError(f"exporting: weights {weights!r} is not one of {', '.join(WEIGHTS)}")
+    check_types(weights, kv)
     progress("fetching")
     folder = local_folder(source)
     config = supported_config(folder)
@@ -81,12 +83,23 @@ def export_model(
         manifest.write(partial)
         progress("checking")
         manifest = checked(manifest, partial, model)
-        if weights != "fp32":
-            manifest = stored(manifest, partial, model, weights, target, progress)
+        if (weights, kv) != ("fp32", "float"):
+            manifest = stored(manifest, partial, model, weights, kv, target, progress)
         manifest = sealed(manifest, partial)
         progress("publishing")
         publish(partial, out, keep=COPIED if folder.resolve() == out.resolve() else ())
     return manifest
+
+
+def check_types(weights: str, kv: str) -> None:
+    for name, value, known in (("weights", weights, WEIGHTS), ("kv", kv, KV_TYPES)):
+        if value not in known:
+            raise ExportError(f"exporting: {name} {value!r} is not one of {', '.join(known)}")
+    if (weights, kv) == ("fp16", "int8"):
+        raise ExportError(
+            "exporting: fp16 weights are for GPUs and keep their keys and values in half "
+            "precision; leave out --kv int8 or choose other weights"
+        )
 
 
 def copy_files(folder: Path, partial: Path) -> None:
@@ -114,26 +127,34 @@ def stored(
     folder: Path,
     model: PreTrainedModel,
     weights: str,
+    kv: str,
     target_folder: Path | None,
     progress: Progress,
 ) -> Manifest:
-    """Store the weights as asked, check the graph again and measure what they cost."""
+    """Store weights, keys and values as asked, check the graph again and measure what it costs."""
     progress("measuring in single precision")
     before, target = Decoder.load(folder), load_target(target_folder, manifest)
     texts = draw_texts(target or before)
     chosen_before = choices(before, texts)
+    # Other texts than those that measure what the scales cost.
+    calibration = draw_texts(target or before, first_seed=200) if kv == "int8" else []
+    scales = calibrated_scales(before, calibration)
     del before
     progress("storing weights")
     graph = onnx.load(folder / GRAPH_NAME)
     STORE[weights](graph)
+    if scales:
+        store_kv_int8(graph, scales)
     save(graph, folder / GRAPH_NAME)
-    kv_type = "float16" if weights == "fp16" else "float32"
-    manifest = replace(manifest, weights=weights, kv_type=kv_type)
+    kv_type = "int8" if scales else "float16" if weights == "fp16" else "float32"
+    manifest = replace(manifest, weights=weights, kv_type=kv_type, kv_scales=largest_scales(scales))
     manifest.write(folder)
     progress("checking weights")
     manifest = checked(manifest, folder, model)
     chosen_target = choices(target, texts) if target else None
     quality = measured_quality(chosen_before, choices(Decoder.load(folder), texts), chosen_target)
+    if scales:
+        quality["kv_calibration_tokens"] = float(sum(map(len, calibration)))
     return replace(manifest, quality=quality)
 
 
@@ -158,7 +179,9 @@ def checked(manifest: Manifest, folder: Path, model: PreTrainedModel) -> Manifes
         parity = compare(Decoder.load(folder), model)
     except ModelLoadError as error:
         raise ExportError(f"checking: {error}") from error
-    difference, agreement = LIMITS.get(manifest.weights, (float("inf"), 0.0))
+    measured_only = (float("inf"), 0.0)
+    limits = measured_only if manifest.kv_scales else LIMITS.get(manifest.weights, measured_only)
+    difference, agreement = limits
     if not within(parity, difference, agreement):
         raise ExportError(
             f"checking: the {manifest.weights} graph differs from {type(model).__name__} by "

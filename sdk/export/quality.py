@@ -27,9 +27,9 @@ class Choices:
     coupled: NDArray[np.int64]
 
 
-def draw_texts(decoder: Decoder) -> list[NDArray[np.int64]]:
+def draw_texts(decoder: Decoder, *, first_seed: int = 100) -> list[NDArray[np.int64]]:
     """Draw texts of at least 256 tokens, context permitting, at temperature 1."""
-    return [draw_text(decoder, seed=100 + number)[0] for number in range(TEXTS)]
+    return [draw_text(decoder, seed=first_seed + number)[0] for number in range(TEXTS)]
 
 
 def choices(decoder: Decoder, texts: list[NDArray[np.int64]]) -> Choices:

@@ -190,6 +190,7 @@ def quantised_head(
 
 
 STORE: dict[str, Callable[[onnx.ModelProto], None]] = {
+    "fp32": lambda _: None,
     "fp16-stored": store_half,
     "fp16": compute_half,
     "int8": lambda model: store_blocks(model, bits=8, block=32),
@@ -197,4 +198,4 @@ STORE: dict[str, Callable[[onnx.ModelProto], None]] = {
     "int4-128": lambda model: store_blocks(model, bits=4, block=128),
     "int4-all": lambda model: store_blocks(model, bits=4, block=32, table_bits=4),
 }
-"""What to do to the graph for each of `sdk.export.WEIGHTS`, except "fp32"."""
+"""What to do to the graph for each of `sdk.export.WEIGHTS`."""

@@ -5,13 +5,14 @@ forgetting tokens is the lowering of an integer. Knows nothing about drafting, s
 
 The graph's contract (made by `sdk.export`): inputs `input_ids` int64 [1, rows], `seqlens_k` int32
 [1] (total length − 1), `total_sequence_length` int32 scalar, `rows_to_score` int64 [scored] (which
-of the rows get logits) and `past_key_values.{layer}.{key,value}` [1, kv_heads, capacity, head_dim];
-outputs `logits` float32 [1, scored, vocabulary] and `present.{layer}.{key,value}`, bound to the
-past's memory.
+of the rows get logits) and `past_key_values.{layer}.{key,value}` [1, kv_heads, capacity, head_dim]
+in float32, float16 or int8; outputs `logits` float32 [1, scored, vocabulary] and
+`present.{layer}.{key,value}`, bound to the past's memory.
 
 Rows of a call are computed by the same instructions, to the bit, for any number of rows from two on
-and any number of threads; only a lone row takes another path through ONNX Runtime's attention
-(measured with 1.32 on x86-64, see tests/model/test_decoder.py).
+and any number of threads; only a lone row takes another path through ONNX Runtime's attention. With
+keys and values in 8 bits a lone row is equal too (measured with 1.32 on x86-64, see
+tests/model/test_decoder.py).
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+KV_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+}
+KV_INT8_SINCE = (1, 27)
+"""Before, onnxruntime refuses keys and values in 8 bits: 1.24 when it loads, 1.25 when it runs."""
 CHUNK_ROWS = 512
 """Most rows in one call: attention's scratch memory grows with rows × context."""
 
@@ -74,6 +82,8 @@ class Decoder:
         self.provider = provider
         self.batch_invariant = batch_invariant
         self._session = session
+        kinds = {value.name: value.type for value in session.get_inputs()}
+        self._kv_dtype = KV_DTYPES[kinds["past_key_values.0.key"]]
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
@@ -97,6 +107,7 @@ class Decoder:
         """
         manifest = Manifest.load(folder)
         check_provider(provider)
+        check_version(folder, manifest)
         try:
             session = onnxruntime.InferenceSession(
                 str(folder / GRAPH_NAME),
@@ -130,7 +141,7 @@ class Decoder:
         shape = self.manifest
         per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim
         rows = capacity + int(self.batch_invariant)
-        return rows * per_token * np.dtype(shape.kv_type).itemsize
+        return rows * per_token * self._kv_dtype.itemsize
 
     def new_cache(self, *, capacity: int | None = None) -> KvCache:
         """Return an empty cache for `capacity` tokens (all of the context when None).
@@ -148,7 +159,7 @@ class Decoder:
         buffers = {}
         for layer in range(self.manifest.layers):
             for part in ("key", "value"):
-                buffer = ortvalue(np.zeros(shape, self.manifest.kv_type), self._device)
+                buffer = ortvalue(np.zeros(shape, self._kv_dtype), self._device)
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
                 buffers[layer, part] = buffer
@@ -245,4 +256,15 @@ def check_provider(provider: str) -> None:
         raise ModelLoadError(
             f"loading model: onnxruntime {onnxruntime.__version__} here has no provider "
             f"{provider!r}; install onnxruntime-gpu (on a Jetson, NVIDIA's build) or choose 'cpu'"
+        )
+
+
+def check_version(folder: Path, manifest: Manifest) -> None:
+    """Raise ModelLoadError when this onnxruntime is too old for the model's keys and values."""
+    version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
+    if manifest.kv_type == "int8" and version < KV_INT8_SINCE:
+        needed = ".".join(map(str, KV_INT8_SINCE))
+        raise ModelLoadError(
+            f"loading model: {folder} keeps keys and values in 8 bits, which onnxruntime "
+            f"{onnxruntime.__version__} cannot; update it to {needed} or export without --kv int8"
         )

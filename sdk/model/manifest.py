@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ MANIFEST_NAME = "manifest.json"
 GRAPH_NAME = "model.onnx"
 TOKENIZER_NAME = "tokenizer.json"
 FORMAT = 1
+KV_TYPES = ("float32", "float16", "int8")
 BLOCK_BYTES = 1 << 20
 
 
@@ -47,7 +48,8 @@ class Manifest:
         context_length: most tokens that one sequence may hold.
         layers, kv_heads, head_dim: the KV cache's shape.
         weights: how weights are stored, one of `sdk.export.WEIGHTS`.
-        kv_type: element type of the KV cache, "float32" or "float16".
+        kv_type: element type of the KV cache, "float32", "float16" or "int8".
+        kv_scales: with "int8", the largest scale of every layer, for "key" and for "value".
         parity: what the check against the source model measured.
         quality: what the weight type cost against single precision; empty where it costs nothing.
         files: by name, every file that the export wrote or relies on.
@@ -63,6 +65,7 @@ class Manifest:
     head_dim: int
     weights: str
     kv_type: str = "float32"
+    kv_scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, FileRecord] = field(default_factory=dict)
@@ -74,8 +77,9 @@ class Manifest:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"manifest: {name} must be at least 1, not {getattr(self, name)}")
-        if self.kv_type not in {"float32", "float16"}:
-            raise ValueError(f"manifest: kv_type must be float32 or float16, not {self.kv_type!r}")
+        if self.kv_type not in KV_TYPES:
+            known = ", ".join(KV_TYPES)
+            raise ValueError(f"manifest: kv_type must be one of {known}, not {self.kv_type!r}")
         if self.format != FORMAT:
             raise ValueError(f"manifest: format {self.format} is not {FORMAT}")
 

@@ -125,20 +125,24 @@ def gumbel(bits: NDArray[np.uint32]) -> NDArray[np.float64]:
     return -_log(-_log(u))
 
 
-_BUCKET_SHIFT: Final = 32 - _BUCKET_BITS
-_FIRST_OF_BUCKET: Final = np.arange(2**_BUCKET_BITS, dtype=np.uint32) << np.uint32(_BUCKET_SHIFT)
+_BUCKET_SHIFT: Final = np.uint32(32 - _BUCKET_BITS)
+_FIRST_OF_BUCKET: Final = np.arange(2**_BUCKET_BITS, dtype=np.uint32) << _BUCKET_SHIFT
 _LOWER_BOUNDS: Final = gumbel(_FIRST_OF_BUCKET).astype(np.float32)
-_UPPER_BOUNDS: Final = gumbel(_FIRST_OF_BUCKET | np.uint32(2**_BUCKET_SHIFT - 1)).astype(np.float32)
+_UPPER_BOUNDS: Final = gumbel(_FIRST_OF_BUCKET | np.uint32(2 ** int(_BUCKET_SHIFT) - 1)).astype(
+    np.float32
+)
 
 
-def _mix(x: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
-    """Apply lowbias32 in place."""
-    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        np.right_shift(x, shift, out=scratch)
-        np.bitwise_xor(x, scratch, out=x)
-        np.multiply(x, np.uint32(multiplier), out=x)
-    np.right_shift(x, 16, out=scratch)
+def _multiply_middle(x: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
+    """Apply lowbias32 without its first and last step, x ^= x >> 16, in place."""
+    np.multiply(x, np.uint32(0x7FEB352D), out=x)
+    np.right_shift(x, 15, out=scratch)
     np.bitwise_xor(x, scratch, out=x)
+    np.multiply(x, np.uint32(0x846CA68B), out=x)
+
+
+def _folded(word: int) -> int:
+    return word ^ (word >> 16)
 
 
 class CoupledNoise:
@@ -160,37 +164,52 @@ class CoupledNoise:
         position_words(seed, 0, stream)
         self.seed = seed
         self.stream = stream
-        self._token_ids = np.arange(vocabulary_size, dtype=np.uint32)
+        ids = np.arange(vocabulary_size, dtype=np.uint32)
+        self._folded_ids = ids ^ (ids >> np.uint32(16))
         self._bits = np.empty(vocabulary_size, np.uint32)
         self._scratch = np.empty(vocabulary_size, np.uint32)
-        self._bounds = np.empty(vocabulary_size, np.float32)
 
     def bits(self, position: int) -> NDArray[np.uint32]:
         """Return every token's noise bits at `position`: [vocab], valid until the next call."""
+        bits = self._leading_bits(position)
+        np.right_shift(bits, 16, out=self._scratch)
+        return np.bitwise_xor(bits, self._scratch, out=bits)
+
+    def _leading_bits(self, position: int) -> NDArray[np.uint32]:
+        """Return the noise bits without the last x ^= x >> 16, which leaves the upper half alone.
+
+        That step distributes over ^: the mixer's first one is done to the ids once and to word0;
+        its last one cancels against the first one of the second pass, but for word1's part.
+        """
         word0, word1, _, _ = position_words(self.seed, position, self.stream)
-        np.bitwise_xor(self._token_ids, np.uint32(word0), out=self._bits)
-        _mix(self._bits, self._scratch)
-        np.bitwise_xor(self._bits, np.uint32(word1), out=self._bits)
-        _mix(self._bits, self._scratch)
+        np.bitwise_xor(self._folded_ids, np.uint32(_folded(word0)), out=self._bits)
+        _multiply_middle(self._bits, self._scratch)
+        np.bitwise_xor(self._bits, np.uint32(_folded(word1)), out=self._bits)
+        _multiply_middle(self._bits, self._scratch)
         return self._bits
 
     def argmax(self, logits: NDArray[np.float32], position: int) -> int:
         """Return argmax_i(logits_i + G_i), an exact sample of softmax; ties go to the lowest id.
 
-        A table bounds every variate by its leading bits, so that only the few tokens that can still
-        win need their exact variate.
+        A table bounds every variate by its leading bits. The luckiest tokens, those in its last
+        bucket, and the likeliest one set a score; whoever is not among them has less luck than
+        that bucket's least and must be likely enough to reach the score without it. Only the few
+        that are left need their exact variate.
 
         Args:
             logits: [vocab], unnormalised log-probabilities; −inf excludes a token.
             position: absolute position in the sequence of the token to be drawn.
         """
-        bits = self.bits(position)
-        buckets = np.right_shift(bits, _BUCKET_SHIFT, out=self._scratch)
-        np.take(_UPPER_BOUNDS, buckets, out=self._bounds, mode="clip")
-        np.add(self._bounds, logits, out=self._bounds)
-        leader = int(self._bounds.argmax())
-        certain = float(logits[leader]) + float(_LOWER_BOUNDS[buckets[leader]])
-        slack = 1e-3 + 1e-6 * abs(certain)  # float32 rounding of the bounds
-        (candidates,) = np.nonzero(self._bounds >= certain - slack)
-        scores = logits[candidates].astype(np.float64) + gumbel(bits[candidates])
+        leading = self._leading_bits(position)
+        lucky = leading >= _FIRST_OF_BUCKET[-1]
+        setters = np.append(np.flatnonzero(lucky), logits.argmax())
+        certain = float((logits[setters] + _LOWER_BOUNDS[leading[setters] >> _BUCKET_SHIFT]).max())
+        certain -= 1e-3 + 1e-6 * abs(certain)  # float32 rounding of the bounds
+        near = logits >= certain - float(_UPPER_BOUNDS[-2])
+        candidates = np.flatnonzero(np.logical_or(near, lucky, out=near))
+        left = leading[candidates]
+        bounds = logits[candidates] + _UPPER_BOUNDS[left >> _BUCKET_SHIFT]
+        possible = bounds >= certain
+        candidates, left = candidates[possible], left[possible]
+        scores = logits[candidates].astype(np.float64) + gumbel(left ^ (left >> np.uint32(16)))
         return int(candidates[int(scores.argmax())])

@@ -7,6 +7,7 @@ longer be a sample of the target (Quantise-and-Sample, arXiv 2507.00605; TSLT, a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -78,10 +79,11 @@ def propose(
     """
     if not 1 <= support <= MAX_SUPPORT or not 1 <= weight_bits <= MAX_WEIGHT_BITS:
         raise ValueError(f"cannot keep {support} ids with weights of {weight_bits} bits")
-    support = min(support, shaped.size)
-    ids = np.argpartition(-shaped, support - 1)[:support]
+    # A weight below ½ comes to 0, so only ids this near to the likeliest are kept; 0.01 to spare.
+    ids = np.flatnonzero(shaped >= shaped.max() - ((weight_bits + 1) * math.log(2) + 0.01))
+    if ids.size > support:
+        ids = np.sort(ids[np.argpartition(-shaped[ids], support - 1)[:support]])
     ids = ids[np.argsort(-shaped[ids], kind="stable")]
-    ids = ids[np.isfinite(shaped[ids])]
     relative = np.exp((shaped[ids] - shaped[ids[0]]).astype(np.float64))
     if coverage < 1.0:
         total = np.exp((shaped - shaped[ids[0]]).astype(np.float64)).sum()

@@ -6,6 +6,7 @@ Knows nothing of drafts, wires or models: a row of logits goes in, a token id co
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from sdk.model.noise import MAX_SEED, CoupledNoise
 
 __all__ = ["Sampler", "SamplingParameters", "log_probabilities", "probability", "transform"]
+
+_BLOCK = 64
+_TOP_P_NATS = (3.0, 6.0, 9.0)  # below the likeliest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,32 +78,53 @@ def transform(logits: NDArray[np.float32], parameters: SamplingParameters) -> ND
 
 def _likeliest(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.intp]:
     """Return the ids that top-k, top-p and min-p keep, likeliest first."""
-    ids = _candidates(scaled, parameters)
-    ids = ids[np.argsort(-scaled[ids], kind="stable")]
-    if parameters.top_k:
-        ids = ids[: parameters.top_k]
-    relative = np.exp((scaled[ids] - scaled[ids[0]]).astype(np.float64))  # 1.0 for the likeliest
-    if parameters.top_p < 1.0:
-        # Outside the candidates lies less than 1 − top_p in all, but it still counts in the total.
-        cut = 0 < parameters.top_k < scaled.size  # then every token that is left is in `relative`
-        total = relative.sum() if cut else _relative_mass(scaled)
-        reached = np.cumsum(relative) >= parameters.top_p * total
-        ids = ids[: int(reached.argmax()) + 1] if reached.any() else ids
+    cut = 0 < parameters.top_k < scaled.size
+    total = 0.0 if cut or parameters.top_p == 1.0 else _relative_mass(scaled)
+    for candidates in _candidates(scaled, parameters):
+        ids = candidates[np.argsort(-scaled[candidates], kind="stable")]
+        if parameters.top_k:
+            ids = ids[: parameters.top_k]
+        relative = np.exp((scaled[ids] - scaled[ids[0]]).astype(np.float64))  # likeliest: 1.0
+        if parameters.top_p == 1.0:
+            break
+        # What top-k left out counts no more; what is no candidate still does.
+        reached = np.cumsum(relative) >= parameters.top_p * (relative.sum() if cut else total)
+        if reached.any():
+            ids = ids[: int(reached.argmax()) + 1]
+            break
     kept: NDArray[np.intp] = ids[relative[: len(ids)] >= parameters.min_p]
     return kept
 
 
-def _candidates(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.intp]:
-    """Return, ascending, every id that can survive, so that only few need sorting."""
+def _candidates(
+    scaled: NDArray[np.float32], parameters: SamplingParameters
+) -> Iterator[NDArray[np.intp]]:
+    """Yield ids, ascending, that hold every survivor, so that only few need sorting.
+
+    For top-p alone the first sets may be too small to reach it; the next is then larger.
+    """
     if 0 < parameters.top_k < scaled.size:
-        kth = np.partition(scaled, scaled.size - parameters.top_k)[-parameters.top_k]
-        return np.flatnonzero(scaled >= kth)
+        yield np.flatnonzero(scaled >= _kth_largest(scaled, parameters.top_k))
+        return
     # Tokens below (1 − top_p)/V hold less than 1 − top_p together: the others reach top_p.
     floor = (1.0 - parameters.top_p) / scaled.size or parameters.min_p
-    if floor == 0.0:
-        return np.arange(scaled.size)
     peak = float(scaled.max())
-    return np.flatnonzero(scaled >= peak + math.log(floor) - 1e-3)
+    if parameters.top_p < 1.0:
+        for nats in _TOP_P_NATS:
+            yield np.flatnonzero(scaled >= peak - nats)
+    yield (
+        np.flatnonzero(scaled >= peak + math.log(floor) - 1e-3) if floor else np.arange(scaled.size)
+    )
+
+
+def _kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
+    """Return the k-th largest value: none is smaller than the k-th largest of blocks' maxima."""
+    blocks = values[: values.size // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    if k <= len(blocks):
+        least = np.partition(blocks.max(axis=1), len(blocks) - k)[-k]
+        values = values[values >= least]
+    kth: np.float32 = np.partition(values, values.size - k)[-k]
+    return kth
 
 
 def _relative_mass(scaled: NDArray[np.float32]) -> float:

@@ -38,7 +38,8 @@ def test_json_line_has_the_agreed_keys(folder: Path, capsys: pytest.CaptureFixtu
     assert main(["bench", "draft", "--model", str(folder), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     agreed = {"ms_per_token", "prefill_ms", "peak_mb", "threads", "context", "weights", "provider"}
-    assert agreed <= set(found)
+    assert agreed | {"first_token_ms", "kv_type"} <= set(found)
+    assert found["first_token_ms"] > found["prefill_ms"]
     assert (found["context"], found["threads"], found["weights"]) == (40, 1, "int8")
     assert found["ms_per_token"] > 0 < found["prefill_ms"]
     assert found["peak_mb"] > 20  # a Python with numpy and onnxruntime

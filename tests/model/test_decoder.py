@@ -23,9 +23,9 @@ CONTEXT = 700
 VOCABULARY = 97
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported Llama with random weights whose head is wider than one SIMD block."""
+@pytest.fixture(scope="module", params=["float", "int8"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported Llama with random weights whose head is wider than one SIMD block, by KV type."""
     torch.manual_seed(1)
     source = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(source)
     (source / "tokenizer.json").write_text("{}")
-    export_model(source, source)
+    export_model(source, source, kv=request.param)
     return source
 
 
@@ -88,13 +88,14 @@ def test_rows_do_not_depend_on_their_company_to_the_bit(
         assert np.array_equal(got, rows[context : context + count]), f"{count} rows"
 
 
-def test_without_the_option_a_lone_row_is_only_close(
+def test_without_the_option_a_lone_row_is_only_close_unless_its_past_is_in_8_bits(
     folder: Path, text: np.ndarray, rows: np.ndarray
 ) -> None:
     decoder = Decoder.load(folder, threads=1)
     cache = decoder.new_cache()
     lone = np.concatenate([decoder.run(cache, text[i : i + 1]) for i in range(100)])
-    np.testing.assert_allclose(lone, rows[:100], atol=1e-4)
+    exact = decoder.manifest.kv_type == "int8"  # there, both take the same path
+    np.testing.assert_allclose(lone, rows[:100], rtol=0, atol=0.0 if exact else 1e-4)
 
 
 def test_last_position_of_the_context_can_be_a_lone_row(
@@ -165,8 +166,22 @@ def test_capacity_is_bounded_by_the_context(decoder: Decoder) -> None:
     for capacity in (0, CONTEXT + 1):
         with pytest.raises(ValueError, match="capacity"):
             decoder.new_cache(capacity=capacity)
-    # two layers of keys and values, two heads of 16, in float32, and the dummy row
-    assert decoder.cache_bytes(9) == 10 * 2 * 2 * 2 * 16 * 4
+    # two layers of keys and values, two heads of 16, and the dummy row
+    element_bytes = {"float32": 4, "int8": 1}[decoder.manifest.kv_type]
+    assert decoder.cache_bytes(9) == 10 * 2 * 2 * 2 * 16 * element_bytes
+    buffers = decoder.new_cache(capacity=9).buffers.values()
+    assert decoder.cache_bytes(9) == sum(buffer.numpy().nbytes for buffer in buffers)
+
+
+def test_a_runtime_too_old_for_8_bits_is_one_line(
+    folder: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.26.0")
+    if decoder.manifest.kv_type == "float32":
+        Decoder.load(folder)
+        return
+    with pytest.raises(ModelLoadError, match=r"which onnxruntime 1\.26\.0 cannot.*to 1\.27"):
+        Decoder.load(folder)
 
 
 def test_unusable_folders_are_one_line(folder: Path, tmp_path: Path) -> None:

@@ -214,8 +214,9 @@ class ChosenNoise(CoupledNoise):
 
     chosen: tuple[int, ...]
 
-    def bits(self, position: int) -> NDArray[np.uint32]:
-        self._bits[:] = self.chosen
+    def _leading_bits(self, position: int) -> NDArray[np.uint32]:
+        chosen = np.array(self.chosen, np.uint32)
+        self._bits[:] = chosen ^ (chosen >> np.uint32(16))  # which the last step undoes
         return self._bits
 
 

@@ -81,7 +81,7 @@ def test_the_transform_is_as_defined(logits: Logits, parameters: SamplingParamet
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.7, 1.0, 3.0])
-@pytest.mark.parametrize("top_k", [0, 50, 5000])
+@pytest.mark.parametrize("top_k", [0, 50, 900])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.999])
 @pytest.mark.parametrize("min_p", [0.0, 0.02])
 def test_the_transform_is_as_defined_on_a_large_vocabulary(

@@ -81,13 +81,15 @@ def test_any_calls_over_more_caches_than_lanes_give_the_bits_of_one_by_one(
         lanes.release(cache)
 
 
-@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "kv"), [("fp32", "float"), ("int8", "float"), ("int4", "int8")]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_weight_type_runs_together(
-    family: str, weights: str, tmp_path: Path
+    family: str, weights: str, kv: str, tmp_path: Path
 ) -> None:
     source = save_checkpoint(family, tmp_path / "source")
-    export_model(source, tmp_path / "out", weights=weights)
+    export_model(source, tmp_path / "out", weights=weights, kv=kv)
     decoder = Decoder.load(tmp_path / "out", threads=1, batch_invariant=True)
     lanes = Lanes.load(tmp_path / "out", decoder=decoder, count=3, threads=1)
     assert lanes, "refused: see the log"
