@@ -87,6 +87,16 @@ def test_ratio_output_follows_the_target(
     assert 0.1 < cell.accepted / cell.drafted < 0.95
 
 
+@pytest.mark.parametrize("block", [False, True], ids=["token", "block"])
+def test_ratio_output_follows_the_target_where_unsure_drafts_end_early(block: bool) -> None:
+    """How long a draft is may follow from the tokens drawn, as long as each drawn one is sent."""
+    cell = HandDrivenCell(
+        vocabulary_size=VOCABULARY, length=6, agreement=0.75, support=6, block=block, sure=0.5
+    )
+    assert abs(z_of_samples(cell, SHAPES["plain"], RATIO_SESSIONS)) < 4
+    assert 0.1 < cell.accepted / cell.drafted < 0.95
+
+
 def test_block_verification_accepts_no_fewer_through_the_wire() -> None:
     accepted = {}
     for block in (False, True):

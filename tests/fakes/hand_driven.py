@@ -32,7 +32,8 @@ class HandDrivenCell:
     """Sample whole sequences through real frames.
 
     In ratio mode (`support` above 0) each distribution keeps that many ids and weights of
-    `weight_bits`; otherwise the session is coupled.
+    `weight_bits`; otherwise the session is coupled. A draft ends behind a token whose probability
+    is below `sure`, as one that stops early does.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class HandDrivenCell:
         support: int = 0,
         weight_bits: int = 8,
         block: bool = True,
+        sure: float = 0.0,
     ) -> None:
         hub = MemoryHub()
         self.device = hub.connect("pi", subscriptions=[("sd/1/pi/down/#", 1)])
@@ -58,6 +60,7 @@ class HandDrivenCell:
         self.drafter = HashDrafter(vocabulary_size=vocabulary_size, agreement=agreement)
         self.vocabulary_size = vocabulary_size
         self.length, self.support, self.weight_bits = length, support, weight_bits
+        self.sure = sure
         self.draws = self.drafted = self.accepted = 0
 
     def sample(
@@ -115,6 +118,8 @@ class HandDrivenCell:
             u = uniform(sampler.parameters.seed, position, Stream.DRAFT, self.draws)
             drafted.append(proposal.draw(u))
             proposals.append(proposal)
+            if proposal.probability(drafted[-1]) < self.sure:
+                break
         return drafted, proposals
 
     def _exchange(self, leaf: str, payload: bytes) -> Verdict:
