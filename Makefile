@@ -24,9 +24,8 @@ unit: $(VENV)/.test
 	$(BIN)/pytest -m "not board and not gpu and not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m "alone and not board and not gpu"
 
-# The emulated arm64 board. Needs root and, from Debian: qemu-system-arm qemu-utils mmdebstrap cpio
-# kmod openssl debian-archive-keyring, beside what .ci/run installs. Without KVM a quarter of an hour
-# and more; `make -j2 board` runs both boards at the same time, from one kit.
+# The emulated arm64 boards. They need root and what .ci/run installs. `make -j2 board` runs both at
+# the same time, from one kit.
 KIT    ?= $(abspath build/board)
 board: board-fleet board-power
 

@@ -35,7 +35,10 @@ SIGNATURE = "manifest.sig"
 PAYLOAD = "payload.tar.zst"
 MODE = 0o644
 _LEVEL = 9
-_LEFT_OUT = {"__pycache__", "bin", "RECORD", "INSTALLER", "REQUESTED", "uv_cache.json", ".lock"}
+# Packages' own tests and stubs are nearly a third of their files, and no board reads them.
+_LEFT_OUT = {"__pycache__", "bin", "tests"}
+_LEFT_OUT |= {"RECORD", "INSTALLER", "REQUESTED", "uv_cache.json", ".lock"}
+_SUFFIXES_LEFT_OUT = {".pyc", ".pyi"}
 _LAUNCHER = b"""\
 #!/bin/sh
 # The command of this slot, with this slot's packages alone.
@@ -125,7 +128,7 @@ def _sources(recipe: BundleRecipe) -> dict[str, Path | bytes]:
 def _add(found: dict[str, Path | bytes], prefix: str, folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        if _LEFT_OUT.intersection(below.parts) or path.suffix == ".pyc":
+        if _LEFT_OUT.intersection(below.parts) or path.suffix in _SUFFIXES_LEFT_OUT:
             continue
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise BundleError(f"bundle build: {path} is a link or no plain file; leave it out")

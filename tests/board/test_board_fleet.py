@@ -38,6 +38,7 @@ from sdk.model.tokenizer import Tokenizer
 pytestmark = [pytest.mark.board, pytest.mark.slow, pytest.mark.timeout(900)]
 
 _START_S = 480.0  # without KVM, on a slow machine
+_FAST = ("--rate-kib-s", "20000")
 # Enough for a start under emulation; the one that hangs should not take minutes.
 _DROP_IN = "[Service]\\nTimeoutStartSec=30\\nRestartSec=1\\n"
 
@@ -79,6 +80,29 @@ class Fleet:
             return 0
         return main([*here[1:], *more])
 
+    def started(self, words: Sequence[str], *more: str) -> subprocess.Popen[str]:
+        """Start one of the document's commands, to go on beside others, in a process of its own."""
+        # Another process does not see `broker.lan` here; the broker's certificate has both names.
+        here = [word.replace("broker.lan:8883", f"localhost:{self.port}") for word in words]
+        return subprocess.Popen(
+            [sys.executable, "-m", "sdk.cli", *here[1:], *more],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def release(self, version: str, packages: Path, fault: str) -> None:
+        """Build, sign and release a version that starts badly."""
+        path = full_bundle(
+            self.folder,
+            self.keys,
+            version=version,
+            model=self.drafter,
+            packages=packages,
+            fault=fault,
+        )
+        Release(folder=self.folder / "release", keys=self.keys, now=utc_now()).add([path])
+
     def _serve(self, command: Sequence[str], port: int | None) -> None:
         with (self.folder / f"{Path(command[0]).name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -117,6 +141,12 @@ class Fleet:
                 raise AssertionError(f"{state}\n{journal}")
             time.sleep(1)
 
+    def assert_went_back(self, board: Emulated, version: str, reason: str) -> None:
+        """The board runs this version again, and `board status` says why."""
+        assert reason in self.wait_good(board, version)["reason"]
+        words = commands("A fleet update")[3]
+        assert reason in board.ssh(self.ssh_key, " ".join(words))
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, kit: Kit) -> Iterator[Fleet]:
@@ -137,6 +167,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, kit: Kit) -> Iterator[Fleet]
         for words in commands("Keys, once per project"):
             assert fleet.run(words) == 0
         yield fleet
+
+
+@pytest.fixture(scope="module")
+def packages(fleet: Fleet) -> Path:
+    """A board's packages, unpacked, for bundles that `multispin bundle build` does not make."""
+    folder = fleet.folder / "packages"
+    install(PYTHON, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -187,45 +225,48 @@ def test_tokens_drafted_on_the_board_are_the_target_s_own(fleet: Fleet, board: E
 
 
 def test_updates_go_well_and_bad_ones_are_taken_back_with_the_reason(
-    fleet: Fleet, board: Emulated, capsys: pytest.CaptureFixture[str]
+    fleet: Fleet, board: Emulated, packages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     update = commands("A fleet update")
-    fast = ("--rate-kib-s", "20000")
     for words in update[:3]:
-        assert fleet.run(words, *(fast if words[2] == "ota" else ())) == 0, words
+        assert fleet.run(words, *(_FAST if words[2] == "ota" else ())) == 0, words
     fleet.wait_good(board, "1.1.0")
+    for version, (fault, reason) in {
+        "1.2.0": ("lies", "answers wrongly"),
+        "1.3.0": ("crashes", "exit code 3"),
+    }.items():
+        fleet.release(version, packages, fault)
+        capsys.readouterr()
+        assert fleet.run(update[2], *_FAST) == 10
+        assert reason in capsys.readouterr().out
+        fleet.assert_went_back(board, "1.1.0", reason)
+
+
+def test_a_hanging_update_is_taken_back_while_a_bare_board_joins_over_serial_and_ssh(
+    fleet: Fleet,
+    board: Emulated,
+    packages: Path,
+    kit: Kit,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Waiting for a service that hangs costs nothing, so the second board starts meanwhile."""
     board.ssh(
         fleet.ssh_key,
         "mkdir -p /etc/systemd/system/multispin.service.d && "
         f"printf '{_DROP_IN}' > /etc/systemd/system/multispin.service.d/test.conf && "
         "systemctl daemon-reload",
     )
-    packages = fleet.folder / "packages"
-    install(PYTHON, packages)
-    bad = {"1.2.0": ("lies", "answers wrongly"), "1.3.0": ("crashes", "exit code 3")}
-    bad["1.4.0"] = ("hangs", "not ready in time")
-    for version, (fault, reason) in bad.items():
-        path = full_bundle(
-            fleet.folder,
-            fleet.keys,
-            version=version,
-            model=fleet.drafter,
-            packages=packages,
-            fault=fault,
-        )
-        Release(folder=fleet.folder / "release", keys=fleet.keys, now=utc_now()).add([path])
-        capsys.readouterr()
-        assert fleet.run(update[2], *fast) == 10
-        assert reason in capsys.readouterr().out
-        state = fleet.wait_good(board, "1.1.0")
-        assert reason in state["reason"]
-        said = board.ssh(fleet.ssh_key, " ".join(update[3]))
-        assert reason in said
+    fleet.release("1.4.0", packages, "hangs")
+    with fleet.started(commands("A fleet update")[2], *_FAST) as update:
+        _join_over_serial(fleet, kit, capsys)
+        said, _ = update.communicate(timeout=_START_S)
+        assert update.returncode == 10, said
+        assert "not ready in time" in said
+    fleet.assert_went_back(board, "1.1.0", "not ready in time")
 
 
-def test_the_serial_way_and_then_ssh_which_finds_nothing_to_do(
-    fleet: Fleet, board: Emulated, kit: Kit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def _join_over_serial(fleet: Fleet, kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
+    """Take cam-8 from its login prompt to a good slot; then `flash ssh` finds nothing to do."""
     card = copy_card(kit, fleet.folder / "cam-8.img")
     (serial,) = commands("A board with nothing but a serial console")
     (over_ssh,) = commands("A board that answers SSH")
