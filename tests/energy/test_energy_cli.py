@@ -133,7 +133,7 @@ def test_a_trace_in_a_file_gives_the_joules_per_token_of_the_hand(tmp_path: Path
     by_hand_j = float(np.mean(raw.values[inside])) * measurement.duration_s
     record = energy_per_token(measurement, phases, drafted=32, accepted=20, emitted=24)
     per_token = record.per_token("emitted")
-    assert record.verdict is Verdict.OK, record.reasons
+    assert all(reason.startswith("sampler") for reason in record.reasons), record.reasons
     assert per_token is not None
     assert per_token.value == pytest.approx(by_hand_j / 24, rel=0.01)
     assert per_token.low <= by_hand_j / 24 <= per_token.high

@@ -56,6 +56,12 @@ def energy(window: Window) -> float:
     return window.measurement.gross_j
 
 
+def besides_sampler(window: Window) -> list[str]:
+    """Return what a window is reproached with, less what a busy machine brings."""
+    assert window.measurement is not None
+    return [reason for reason in window.measurement.reasons if not reason.startswith("sampler")]
+
+
 def test_nested_and_overlapping_windows_add_up() -> None:
     with EnergyMonitor(meter=SteadyMeter(), board=no_board) as monitor:
         with monitor.window("outer") as outer:
@@ -68,7 +74,7 @@ def test_nested_and_overlapping_windows_add_up() -> None:
     assert energy(outer) == pytest.approx(5.0 * outer.measurement.duration_s, rel=0.01)
     assert energy(inner) < energy(outer)
     assert overlap.gross_j == pytest.approx(5.0 * overlap.duration_s, rel=0.01)
-    assert outer.measurement.verdict is Verdict.OK, outer.measurement.reasons
+    assert not besides_sampler(outer)
 
 
 def test_a_window_of_the_past_is_answered_from_the_ring() -> None:
@@ -138,15 +144,15 @@ def test_a_short_window_of_an_instantaneous_source_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("states", "verdict"),
+    ("states", "expected"),
     [
-        ([0x0, 0x0], Verdict.OK),
-        ([0x50000, 0x50000], Verdict.OK),  # long ago, not in this window
-        ([0x0, 0x50000], Verdict.DEGRADED),
-        ([0x50005, 0x50005], Verdict.DEGRADED),
+        ([0x0, 0x0], []),
+        ([0x50000, 0x50000], []),  # long ago, not in this window
+        ([0x0, 0x50000], ["throttled"]),
+        ([0x50005, 0x50005], ["throttled"]),
     ],
 )
-def test_throttle_flags_go_with_every_window(states: list[int], verdict: Verdict) -> None:
+def test_throttle_flags_go_with_every_window(states: list[int], expected: list[str]) -> None:
     flags = iter(states)
     latest = states[-1]
 
@@ -156,5 +162,4 @@ def test_throttle_flags_go_with_every_window(states: list[int], verdict: Verdict
     monitor = EnergyMonitor(meter=SteadyMeter(), board=board)
     with monitor, monitor.window("w") as window:
         time.sleep(0.6)
-    assert window.measurement is not None
-    assert window.measurement.verdict is verdict
+    assert [reason.split(":")[0] for reason in besides_sampler(window)] == expected

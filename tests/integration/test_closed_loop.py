@@ -8,7 +8,7 @@ import pytest
 
 from tests.shaped import MARKS, run_shaped
 
-pytestmark = [*MARKS, pytest.mark.timeout(240)]
+pytestmark = [*MARKS, pytest.mark.timeout(170)]
 
 
 def test_grants_go_where_the_solver_puts_them_and_follow_a_link() -> None:
@@ -20,12 +20,11 @@ def test_grants_go_where_the_solver_puts_them_and_follow_a_link() -> None:
     """
     result = run_shaped(
         *(sys.executable, "-m", "benchmarks.closed_loop", "--seconds", "15"),
-        *("--scenarios", "adaptive", "fixed"),
-        timeout_s=220.0,
+        *("--scenarios", "adaptive"),
+        timeout_s=150.0,
         needs_timers=True,
     )
-    before, after = result["adaptive"]["links"]
-    for found in (before, after):
+    for found in result["adaptive"]["links"]:
         for granted, right in zip(found["lengths"], found["solver"]["lengths"], strict=True):
             assert abs(granted - right) <= 2.0, found
         for granted, right in zip(found["shares"], found["solver"]["shares"], strict=True):
@@ -33,5 +32,3 @@ def test_grants_go_where_the_solver_puts_them_and_follow_a_link() -> None:
         assert found["goodput_tokens_per_s"] == pytest.approx(
             found["predicted_tokens_per_s"], rel=0.3
         ), found
-    (fixed,) = result["fixed"]["links"]
-    assert before["goodput_tokens_per_s"] > 1.2 * fixed["goodput_tokens_per_s"], result
