@@ -11,7 +11,7 @@ from firmware_tools.bundle.signed import sign
 from firmware_tools.keys import KeyStore
 from firmware_tools.probe import draft_greedily
 
-__all__ = ["PYTHON", "TEMPLATE", "bare_bundle", "full_bundle"]
+__all__ = ["PYTHON", "TEMPLATE", "bare_bundle", "faulty_bundle"]
 
 PYTHON = "3.11"
 PROMPT = (1, 2, 3, 5, 8, 13)
@@ -47,16 +47,16 @@ def bare_bundle(folder: Path, keys: KeyStore) -> Path:
     return path
 
 
-def full_bundle(
+def faulty_bundle(
     folder: Path,
     keys: KeyStore,
     *,
     version: str,
     model: Path,
     packages: Path,
-    fault: str = "",
+    fault: str,
 ) -> Path:
-    """Return a signed bundle with all packages; `fault` is "", one of FAULTS or "lies"."""
+    """Return a signed bundle with these packages; `fault` is one of FAULTS or "lies"."""
     tokens = draft_greedily(model, PROMPT, 8)
     if fault == "lies":
         tokens = tuple(token ^ 1 for token in tokens)

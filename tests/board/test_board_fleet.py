@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_bundles import PYTHON, TEMPLATE, full_bundle
+from board_bundles import PYTHON, TEMPLATE, faulty_bundle
 from board_card import copy_card
 from board_docs import commands
 from board_image import Kit
@@ -59,6 +59,13 @@ class Fleet:
         subprocess.run(keygen, check=True)
 
     @property
+    def no_packages(self) -> Path:
+        """An empty folder: what fails before its first import needs no packages."""
+        folder = self.folder / "no-packages"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
     def keys(self) -> KeyStore:
         return KeyStore.at(self.folder / "keys")
 
@@ -93,7 +100,7 @@ class Fleet:
 
     def release(self, version: str, packages: Path, fault: str) -> None:
         """Build, sign and release a version that starts badly."""
-        path = full_bundle(
+        path = faulty_bundle(
             self.folder,
             self.keys,
             version=version,
@@ -231,11 +238,11 @@ def test_updates_go_well_and_bad_ones_are_taken_back_with_the_reason(
     for words in update[:3]:
         assert fleet.run(words, *(_FAST if words[2] == "ota" else ())) == 0, words
     fleet.wait_good(board, "1.1.0")
-    for version, (fault, reason) in {
-        "1.2.0": ("lies", "answers wrongly"),
-        "1.3.0": ("crashes", "exit code 3"),
-    }.items():
-        fleet.release(version, packages, fault)
+    for version, fault, needs, reason in (
+        ("1.2.0", "lies", packages, "answers wrongly"),
+        ("1.3.0", "crashes", fleet.no_packages, "exit code 3"),
+    ):
+        fleet.release(version, needs, fault)
         capsys.readouterr()
         assert fleet.run(update[2], *_FAST) == 10
         assert reason in capsys.readouterr().out
@@ -245,7 +252,6 @@ def test_updates_go_well_and_bad_ones_are_taken_back_with_the_reason(
 def test_a_hanging_update_is_taken_back_while_a_bare_board_joins_over_serial_and_ssh(
     fleet: Fleet,
     board: Emulated,
-    packages: Path,
     kit: Kit,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -256,7 +262,7 @@ def test_a_hanging_update_is_taken_back_while_a_bare_board_joins_over_serial_and
         f"printf '{_DROP_IN}' > /etc/systemd/system/multispin.service.d/test.conf && "
         "systemctl daemon-reload",
     )
-    fleet.release("1.4.0", packages, "hangs")
+    fleet.release("1.4.0", fleet.no_packages, "hangs")
     with fleet.started(commands("A fleet update")[2], *_FAST) as update:
         _join_over_serial(fleet, kit, capsys)
         said, _ = update.communicate(timeout=_START_S)
