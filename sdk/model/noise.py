@@ -181,12 +181,21 @@ class CoupledNoise:
         That step distributes over ^: the mixer's first one is done to the ids once and to word0;
         its last one cancels against the first one of the second pass, but for word1's part.
         """
-        word0, word1, _, _ = position_words(self.seed, position, self.stream)
-        np.bitwise_xor(self._folded_ids, np.uint32(_folded(word0)), out=self._bits)
-        _multiply_middle(self._bits, self._scratch)
-        np.bitwise_xor(self._bits, np.uint32(_folded(word1)), out=self._bits)
-        _multiply_middle(self._bits, self._scratch)
+        self._mix(self._folded_ids, position, self._bits, self._scratch)
         return self._bits
+
+    def _mix(
+        self,
+        folded_ids: NDArray[np.uint32],
+        position: int,
+        bits: NDArray[np.uint32],
+        scratch: NDArray[np.uint32],
+    ) -> None:
+        word0, word1, _, _ = position_words(self.seed, position, self.stream)
+        np.bitwise_xor(folded_ids, np.uint32(_folded(word0)), out=bits)
+        _multiply_middle(bits, scratch)
+        np.bitwise_xor(bits, np.uint32(_folded(word1)), out=bits)
+        _multiply_middle(bits, scratch)
 
     def argmax(self, logits: NDArray[np.float32], position: int) -> int:
         """Return argmax_i(logits_i + G_i), an exact sample of softmax; ties go to the lowest id.
@@ -213,3 +222,19 @@ class CoupledNoise:
         candidates, left = candidates[possible], left[possible]
         scores = logits[candidates].astype(np.float64) + gumbel(left ^ (left >> np.uint32(16)))
         return int(candidates[int(scores.argmax())])
+
+    def argmax_among(
+        self, ids: NDArray[np.intp], logits: NDArray[np.float32], position: int
+    ) -> int:
+        """Do what `argmax` does where all but a few tokens are excluded.
+
+        Args:
+            ids: tokens that are not, ascending, at least one.
+            logits: [vocab]; only those of `ids` are read.
+            position: as in `argmax`.
+        """
+        bits, scratch = np.empty((2, ids.size), np.uint32)
+        self._mix(self._folded_ids[ids], position, bits, scratch)
+        bits ^= bits >> np.uint32(16)
+        scores = logits[ids].astype(np.float64) + gumbel(bits)
+        return int(ids[int(scores.argmax())])

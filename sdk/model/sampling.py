@@ -6,18 +6,20 @@ Knows nothing of drafts, wires or models: a row of logits goes in, a token id co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdk.model.likelihood import LIKELIEST, LOWEST_NATS, likelihoods
 from sdk.model.noise import MAX_SEED, CoupledNoise
 
 __all__ = ["Sampler", "SamplingParameters", "log_probabilities", "probability", "transform"]
 
-_BLOCK = 64
-_TOP_P_NATS = (3.0, 6.0, 9.0)  # below the likeliest
+_ROW = 64  # values whose largest bounds the k-th largest of all
+_BLOCK = 16384  # values whose passes stay in a core's own cache
+_STEPS_NATS = tuple(np.float32(nats) for nats in range(2, int(LOWEST_NATS) + 2, 2))
+_FEW = 4096  # ids whose exact noise costs less than that of all, bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,11 @@ class SamplingParameters:
         """Whether the token is the plain argmax."""
         return self.temperature == 0.0
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no token is excluded."""
+        return self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
+
 
 def transform(logits: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.float32]:
     """Return logits over temperature, with −inf where top-k, top-p or min-p exclude a token.
@@ -68,67 +75,77 @@ def transform(logits: NDArray[np.float32], parameters: SamplingParameters) -> ND
         parameters: temperature above 0.
     """
     scaled: NDArray[np.float32] = np.divide(logits, np.float32(parameters.temperature))
-    if parameters.top_k == 0 and parameters.top_p == 1.0 and parameters.min_p == 0.0:
+    if parameters.keeps_all:
         return scaled
-    kept = _likeliest(scaled, parameters)
+    return _only(scaled, _kept(scaled, parameters))
+
+
+def _only(scaled: NDArray[np.float32], ids: NDArray[np.intp]) -> NDArray[np.float32]:
     shaped = np.full_like(scaled, -np.inf)
-    shaped[kept] = scaled[kept]
+    shaped[ids] = scaled[ids]
     return shaped
 
 
-def _likeliest(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.intp]:
-    """Return the ids that top-k, top-p and min-p keep, likeliest first."""
-    cut = 0 < parameters.top_k < scaled.size
-    total = 0.0 if cut or parameters.top_p == 1.0 else _relative_mass(scaled)
-    for candidates in _candidates(scaled, parameters):
-        ids = candidates[np.argsort(-scaled[candidates], kind="stable")]
-        if parameters.top_k:
-            ids = ids[: parameters.top_k]
-        relative = np.exp((scaled[ids] - scaled[ids[0]]).astype(np.float64))  # likeliest: 1.0
-        if parameters.top_p == 1.0:
-            break
-        # What top-k left out counts no more; what is no candidate still does.
-        reached = np.cumsum(relative) >= parameters.top_p * (relative.sum() if cut else total)
-        if reached.any():
-            ids = ids[: int(reached.argmax()) + 1]
-            break
-    kept: NDArray[np.intp] = ids[relative[: len(ids)] >= parameters.min_p]
-    return kept
-
-
-def _candidates(
-    scaled: NDArray[np.float32], parameters: SamplingParameters
-) -> Iterator[NDArray[np.intp]]:
-    """Yield ids, ascending, that hold every survivor, so that only few need sorting.
-
-    For top-p alone the first sets may be too small to reach it; the next is then larger.
-    """
+def _kept(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArray[np.intp]:
+    """Return the ids that top-k, top-p and min-p keep."""
+    peak = scaled.max()
     if 0 < parameters.top_k < scaled.size:
-        yield np.flatnonzero(scaled >= _kth_largest(scaled, parameters.top_k))
-        return
-    # Tokens below (1 − top_p)/V hold less than 1 − top_p together: the others reach top_p.
-    floor = (1.0 - parameters.top_p) / scaled.size or parameters.min_p
-    peak = float(scaled.max())
-    if parameters.top_p < 1.0:
-        for nats in _TOP_P_NATS:
-            yield np.flatnonzero(scaled >= peak - nats)
-    yield (
-        np.flatnonzero(scaled >= peak + math.log(floor) - 1e-3) if floor else np.arange(scaled.size)
-    )
+        ids = _top_k(scaled, parameters.top_k)
+        if parameters.top_p < 1.0:
+            # What top-k left out counts no more.
+            reached = np.cumsum(likelihoods(scaled[ids], peak), dtype=np.float64)
+            ids = ids[: int(np.searchsorted(reached, parameters.top_p * reached[-1])) + 1]
+    elif parameters.top_p < 1.0:
+        ids = _nucleus(scaled, peak, parameters.top_p)
+    elif parameters.min_p > 0.0:
+        ids = np.flatnonzero(scaled >= peak + math.log(parameters.min_p) - 1.0)  # 1 to spare
+    else:
+        ids = np.arange(scaled.size)
+    if parameters.min_p > 0.0:
+        ids = ids[likelihoods(scaled[ids], peak) >= parameters.min_p * LIKELIEST]
+    return ids
+
+
+def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Return the ids of the k largest, largest first; among equals the lower ids."""
+    ids = np.flatnonzero(scaled >= _kth_largest(scaled, k))
+    top: NDArray[np.intp] = ids[np.argsort(-scaled[ids], kind="stable")[:k]]
+    return top
+
+
+def _nucleus(scaled: NDArray[np.float32], peak: np.float32, top_p: float) -> NDArray[np.intp]:
+    """Return the ids of the smallest set of likeliest tokens that holds `top_p` of all weight.
+
+    Only the tokens between the last threshold that held too little and the first that holds enough
+    need sorting.
+    """
+    blocks = (scaled[first : first + _BLOCK] for first in range(0, scaled.size, _BLOCK))
+    wanted = top_p * sum(_weight(likelihoods(block, peak)) for block in blocks)
+    above, held = np.empty(0, np.intp), 0.0
+    for nats in _STEPS_NATS:
+        inside = np.flatnonzero(scaled >= peak - nats)
+        holds = _weight(likelihoods(scaled[inside], peak))
+        if holds >= wanted:
+            break
+        above, held, floor = inside, holds, peak - nats
+    between = inside[scaled[inside] < floor] if above.size else inside
+    between = between[np.argsort(-scaled[between], kind="stable")]
+    reached = held + np.cumsum(likelihoods(scaled[between], peak), dtype=np.float64)
+    return np.concatenate([above, between[: int(np.searchsorted(reached, wanted)) + 1]])
+
+
+def _weight(weights: NDArray[np.float32]) -> float:
+    return float(weights.sum(dtype=np.float64))
 
 
 def _kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
     """Return the k-th largest value: none is smaller than the k-th largest of blocks' maxima."""
-    blocks = values[: values.size // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    blocks = values[: values.size // _ROW * _ROW].reshape(-1, _ROW)
     if k <= len(blocks):
         least = np.partition(blocks.max(axis=1), len(blocks) - k)[-k]
         values = values[values >= least]
     kth: np.float32 = np.partition(values, values.size - k)[-k]
     return kth
-
-
-def _relative_mass(scaled: NDArray[np.float32]) -> float:
-    return float(np.exp(scaled - scaled.max()).sum(dtype=np.float64))
 
 
 def log_probabilities(scaled: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -159,4 +176,10 @@ class Sampler:
         """Return the token drawn at `position` from logits [vocab]; the lowest id among equals."""
         if self.parameters.greedy:
             return int(logits.argmax())
-        return self._noise.argmax(transform(logits, self.parameters), position)
+        scaled: NDArray[np.float32] = np.divide(logits, np.float32(self.parameters.temperature))
+        if self.parameters.keeps_all:
+            return self._noise.argmax(scaled, position)
+        ids = _kept(scaled, self.parameters)
+        if ids.size > _FEW:
+            return self._noise.argmax(_only(scaled, ids), position)
+        return self._noise.argmax_among(np.sort(ids), scaled, position)

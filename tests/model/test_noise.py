@@ -202,6 +202,21 @@ def test_the_pruned_argmax_is_the_argmax_over_a_large_vocabulary(scale: float) -
         assert noise.argmax(logits, position) == full_argmax(noise, logits, position)
 
 
+@given(
+    ids=st.sets(st.integers(0, 299), min_size=1), seed=SEEDS, position=POSITIONS, ties=st.booleans()
+)
+def test_the_argmax_among_few_is_that_of_all_without_the_others(
+    ids: set[int], seed: int, position: int, ties: bool
+) -> None:
+    """W-SAMPLE-4."""
+    noise = CoupledNoise(vocabulary_size=300, seed=seed)
+    logits = np.random.default_rng(position).normal(0, 1e30 if ties else 2, 300).astype(np.float32)
+    few = np.array(sorted(ids))
+    shaped = np.full_like(logits, -np.inf)
+    shaped[few] = logits[few]
+    assert noise.argmax_among(few, logits, position) == full_argmax(noise, shaped, position)
+
+
 def test_scores_that_rounding_makes_equal_go_to_the_lowest_id() -> None:
     """W-SAMPLE-4: beside 1e30 the noise vanishes."""
     noise = CoupledNoise(vocabulary_size=9, seed=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import stats
 
+from sdk.model.likelihood import likelihoods
 from sdk.model.noise import CoupledNoise, gumbel
 from sdk.model.sampling import Sampler, SamplingParameters, log_probabilities, transform
 
@@ -28,27 +30,42 @@ def kept(logits: Logits, **parameters: Any) -> list[int]:
     return [int(token) for token in np.flatnonzero(shaped > -np.inf)]
 
 
-def kept_by_definition(logits: Logits, parameters: SamplingParameters) -> tuple[set[int], float]:
-    """Return what W-SAMPLE-3 keeps, and how far any decision was from the other side."""
-    scaled = [float(value / np.float32(parameters.temperature)) for value in logits]
+def likelihood(x: float) -> int:
+    """Return a likelihood as W-SAMPLE-3 has it, one float32 operation after the other."""
+    one = np.float32
+    y = max(one(x), one(-24.0)) * one(math.log2(math.e))
+    n = np.rint(y)
+    f, series = y - n, one(math.log(2) ** 6 / math.factorial(6))
+    for k in range(5, -1, -1):
+        series = series * f + one(math.log(2) ** k / math.factorial(k))
+    return int(np.rint(series * one(2.0 ** (int(n) + 30))))
+
+
+def kept_by_definition(logits: Logits, parameters: SamplingParameters) -> set[int]:
+    """Return what W-SAMPLE-3 keeps."""
+    scaled = logits / np.float32(parameters.temperature)
     ids = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
     ids = ids[: parameters.top_k or None]
-    relative = [math.exp(scaled[token] - scaled[ids[0]]) for token in ids]
-    total = math.fsum(relative)
-    margin = math.inf
+    weights = [likelihood(scaled[token] - scaled[ids[0]]) for token in ids]
     if parameters.top_p < 1.0:
-        reached = 0
-        while reached < len(ids):
-            reached += 1
-            gap = math.fsum(relative[:reached]) / total - parameters.top_p
-            margin = min(margin, abs(gap))
-            if gap >= 0:
-                break
-        ids, relative = ids[:reached], relative[:reached]
-    if parameters.min_p > 0.0:
-        margin = min(margin, *(abs(weight - parameters.min_p) for weight in relative))
-    chosen = [token for token, weight in zip(ids, relative) if weight >= parameters.min_p]  # noqa: B905
-    return {token for token in chosen if scaled[token] > -math.inf}, margin
+        wanted = parameters.top_p * float(sum(weights))
+        sums = itertools.accumulate(weights)
+        ids = ids[: 1 + next(index for index, reached in enumerate(sums) if reached >= wanted)]
+    pairs = zip(ids, weights, strict=False)
+    chosen = [token for token, weight in pairs if weight >= parameters.min_p * 2**30]
+    return {token for token in chosen if scaled[token] > -math.inf}
+
+
+@given(
+    values=st.lists(st.floats(-(2.0**126), 0, width=32) | st.floats(-25, 0, width=32), min_size=1)
+)
+def test_likelihoods_are_as_defined_and_close_to_the_exponential(values: list[float]) -> None:
+    """W-SAMPLE-3."""
+    for value, found in zip(values, likelihoods(row(*values), np.float32(0)), strict=True):
+        assert found == likelihood(value)
+        truth = math.exp(value) * 2**30
+        assert abs(found - truth) <= 0.51 + (abs(value) + 3) * 2**-23 * truth
+    assert likelihoods(row(0.0, -math.inf), np.float32(0)).tolist() == [2**30, 0]
 
 
 SHAPES = st.builds(
@@ -69,14 +86,12 @@ LOGITS = hnp.arrays(
 @settings(deadline=None)
 @given(logits=LOGITS, parameters=SHAPES)
 def test_the_transform_is_as_defined(logits: Logits, parameters: SamplingParameters) -> None:
-    """W-SAMPLE-3: where float rounding does not decide."""
+    """W-SAMPLE-3."""
     shaped = transform(logits, parameters)
-    expected, margin = kept_by_definition(logits, parameters)
     assert shaped.dtype == np.float32
     ids = np.flatnonzero(shaped > -np.inf)
     assert shaped[ids].tolist() == (logits / np.float32(parameters.temperature))[ids].tolist()
-    if margin > 1e-6:
-        assert set(ids.tolist()) == expected
+    assert set(ids.tolist()) == kept_by_definition(logits, parameters)
     assert int(logits.argmax()) in ids
 
 
@@ -90,9 +105,18 @@ def test_the_transform_is_as_defined_on_a_large_vocabulary(
     """W-SAMPLE-3: where most tokens are never sorted."""
     logits = np.random.default_rng(6).normal(0, 3, 4000).astype(np.float32)
     parameters = SamplingParameters(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    expected, margin = kept_by_definition(logits, parameters)
-    assert margin > 1e-7
+    expected = kept_by_definition(logits, parameters)
     assert set(np.flatnonzero(transform(logits, parameters) > -np.inf).tolist()) == expected
+
+
+def test_a_nucleus_of_thousands_is_as_defined() -> None:
+    """W-SAMPLE-3: words as they are used; many thresholds on the way, much to sort."""
+    ranks = np.random.default_rng(8).permutation(60_000) + 1
+    logits = (-1.2 * np.log(ranks)).astype(np.float32)
+    parameters = SamplingParameters(temperature=1.0, top_p=0.95)
+    ids = np.flatnonzero(transform(logits, parameters) > -np.inf)
+    assert ids.size > 5_000
+    assert set(ids.tolist()) == kept_by_definition(logits, parameters)
 
 
 def test_among_equals_the_lower_ids_are_kept() -> None:
