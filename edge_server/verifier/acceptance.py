@@ -26,8 +26,9 @@ from sdk.model.sampling import Sampler, SamplingParameters, log_probabilities, t
 
 __all__ = [
     "Acceptor",
-    "Choice",
+    "Trial",
     "accept",
+    "accept_ratio",
     "accept_tokens",
     "block_prefix",
     "residual",
@@ -60,12 +61,26 @@ def accept_tokens(tokens: Sequence[int], draft: Sequence[int]) -> VerifyOutcome:
     return VerifyOutcome(accepted=accepted, token=tokens[accepted])
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How one row's token is chosen in greedy and coupled mode."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """All that decides on one draft beside the target's logits.
+
+    Attributes:
+        parameters: how the target's distribution is shaped; they key the noise.
+        position: absolute index of the first drafted token.
+        draft: the drafted ids, at least one in ratio mode.
+        proposals: in ratio mode, the distribution of each; else empty.
+        uniforms: in ratio mode, numbers in (0, 1) never used before: one per drafted id, and one
+            for the token behind.
+        block: whether ratio mode weighs the whole block at once.
+    """
 
     parameters: SamplingParameters
     position: int
+    draft: tuple[int, ...]
+    proposals: tuple[Proposal, ...] = ()
+    uniforms: tuple[float, ...] = ()
+    block: bool = True
 
 
 def token_prefix(
@@ -123,6 +138,23 @@ def residual(
     return left if left.any() else row  # p = q up to rounding
 
 
+def accept_ratio(logits: NDArray[np.float32], trial: Trial) -> VerifyOutcome:
+    """Return the accepted prefix and the token behind it: ratio mode.
+
+    Args:
+        logits: [len(draft) + 1, vocab].
+        trial: with proposals.
+    """
+    p = np.stack([np.exp(log_probabilities(transform(row, trial.parameters))) for row in logits])
+    find_prefix = block_prefix if trial.block else token_prefix
+    accepted, weight = find_prefix(p, trial.draft, trial.proposals, trial.uniforms[:-1])
+    mass = np.cumsum(residual(p, accepted, trial.proposals, weight))
+    # u comes so near to 1 that u · m may round to m, behind which there is no token.
+    reached = min(trial.uniforms[-1] * mass[-1], np.nextafter(mass[-1], 0.0))
+    token = int(np.searchsorted(mass, reached, side="right"))
+    return VerifyOutcome(accepted=accepted, token=token)
+
+
 class Acceptor:
     """One session's verification, whatever the mode of each round."""
 
@@ -131,20 +163,29 @@ class Acceptor:
     ) -> None:
         """Prepare; `block` chooses block verification over the token-by-token ratio test."""
         self._sampler = Sampler(parameters=parameters, vocabulary_size=vocabulary_size)
-        self._find_prefix = block_prefix if block else token_prefix
+        self._block = block
         self._attempt = secrets.randbits(32)  # a restarted session must not see old numbers again
 
-    def choices(self, request: VerifyRequest, *, position: int) -> list[Choice | None]:
-        """Return how a verifier may choose each row's token by itself: the exact operations.
+    def trial(self, request: VerifyRequest, *, position: int) -> Trial:
+        """Return what decides on a draft; in ratio mode every call draws new numbers.
 
-        None, for each row, where the choice needs exponentials, whose last bit differs between
-        machines; `accept` makes it then. Arguments as in `accept`.
+        Args:
+            request: the draft, with proposals in ratio mode.
+            position: absolute index of the first drafted token.
         """
-        parameters = self._sampler.parameters
-        shaped = parameters.top_p < 1.0 or parameters.min_p > 0.0
-        if request.proposals or (shaped and not parameters.greedy):
-            return [None] * (len(request.draft) + 1)
-        return [Choice(parameters, position + row) for row in range(len(request.draft) + 1)]
+        uniforms: tuple[float, ...] = ()
+        if request.proposals:
+            self._attempt += 1
+            tests = (self._uniform(position + n, Stream.ACCEPT) for n in range(len(request.draft)))
+            uniforms = (*tests, self._uniform(position, Stream.RESIDUAL))
+        return Trial(
+            parameters=self._sampler.parameters,
+            position=position,
+            draft=request.draft,
+            proposals=request.proposals,
+            uniforms=uniforms,
+            block=self._block,
+        )
 
     def accept(
         self, logits: NDArray[np.float32], request: VerifyRequest, *, position: int
@@ -156,23 +197,9 @@ class Acceptor:
             request: the draft, with proposals in ratio mode.
             position: absolute index of the first drafted token.
         """
-        if not request.proposals:
-            return accept(logits, request.draft, sampler=self._sampler, position=position)
-        self._attempt += 1
-        p = np.stack([self._distribution(row) for row in logits])
-        uniforms = [
-            self._uniform(position + index, Stream.ACCEPT) for index in range(len(request.draft))
-        ]
-        accepted, weight = self._find_prefix(p, request.draft, request.proposals, uniforms)
-        mass = np.cumsum(residual(p, accepted, request.proposals, weight))
-        u = self._uniform(position + accepted, Stream.RESIDUAL)
-        token = int(np.searchsorted(mass, u * mass[-1], side="right"))
-        return VerifyOutcome(accepted=accepted, token=token)
-
-    def _distribution(self, row: NDArray[np.float32]) -> NDArray[np.float64]:
-        parameters = self._sampler.parameters
-        probabilities: NDArray[np.float64] = np.exp(log_probabilities(transform(row, parameters)))
-        return probabilities
+        if request.proposals:
+            return accept_ratio(logits, self.trial(request, position=position))
+        return accept(logits, request.draft, sampler=self._sampler, position=position)
 
     def _uniform(self, position: int, stream: Stream) -> float:
         return uniform(self._sampler.parameters.seed, position, stream, self._attempt)

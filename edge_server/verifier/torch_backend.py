@@ -14,9 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edge_server.verifier.acceptance import Acceptor, accept_tokens
+from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_segments import Segment, Segments
 from sdk.errors import CapacityError, DependencyError, ModelLoadError
@@ -196,27 +194,14 @@ class TorchVerifier:
         score = [
             row for end, count in zip(last_rows, scored, strict=True) for row in range(end)[-count:]
         ]
-        choices = [
-            choice
+        trials = [
+            slot.acceptor.trial(request, position=slot.segment.length + len(request.pending))
             for slot, request in zip(slots, requests, strict=True)
-            for choice in slot.acceptor.choices(
-                request, position=slot.segment.length + len(request.pending)
-            )
         ]
         flat = [token for ids in rows for token in ids]
-        tokens, logits = self._model.choose(spans, flat, score, choices)
-        outcomes = []
-        for slot, request, end, count in zip(
-            slots, requests, accumulate(scored), scored, strict=True
-        ):
-            position = slot.segment.length + len(request.pending)
-            if end - 1 in logits:
-                own = np.stack([logits[row] for row in range(end - count, end)])
-                outcome = slot.acceptor.accept(own, request, position=position)
-            else:
-                outcome = accept_tokens(tokens[end - count : end], request.draft)
-            slot.segment.length = position + outcome.accepted
-            outcomes.append(outcome)
+        outcomes = self._model.accept(spans, flat, score, trials)
+        for slot, trial, outcome in zip(slots, trials, outcomes, strict=True):
+            slot.segment.length = trial.position + outcome.accepted
         return outcomes
 
     def close(self, slot: int) -> None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from edge_server.verifier.acceptance import Choice
-from edge_server.verifier.torch_acceptance import choose_rows
+from edge_server.verifier.acceptance import Trial
+from edge_server.verifier.interface import VerifyOutcome
+from edge_server.verifier.torch_acceptance import accept_all
 from edge_server.verifier.torch_attention import (
     FIXED_ROWS,
     FIXED_SPAN_ROWS,
@@ -166,26 +167,24 @@ class TorchModel:
         return found
 
     @torch.inference_mode()
-    def choose(
+    def accept(
         self,
         spans: Sequence[Span],
         token_ids: Sequence[int],
         score: Sequence[int],
-        choices: Sequence[Choice | None],
-    ) -> tuple[list[int], dict[int, NDArray[np.float32]]]:
-        """Feed tokens as `run` does, and choose the scored rows' tokens where the logits are.
+        trials: Sequence[Trial],
+    ) -> list[VerifyOutcome]:
+        """Feed tokens as `run` does, and decide on the drafts where the logits are.
 
         Args:
-            choices: for every scored row, how its token is chosen; None to return its logits.
-
-        Returns:
-            Tokens, −1 where there was no choice, and the logits of those rows; from one copy.
+            score: the rows that the trials need, in their order.
+            trials: what decides on each span's draft.
 
         Raises:
             CapacityError: as `run`.
         """
         with fits(len(token_ids)):
-            return choose_rows(self.logits(spans, token_ids, score), choices)
+            return accept_all(self.logits(spans, token_ids, score), trials)
 
     @torch.inference_mode()
     def logits(

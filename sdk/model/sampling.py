@@ -102,7 +102,8 @@ def _kept(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArra
     else:
         ids = np.arange(scaled.size)
     if parameters.min_p > 0.0:
-        ids = ids[likelihoods(scaled[ids], peak) >= parameters.min_p * LIKELIEST]
+        weights = likelihoods(scaled[ids], peak).astype(np.float64)
+        ids = ids[weights >= parameters.min_p * LIKELIEST]
     return ids
 
 
