@@ -21,6 +21,7 @@ from edge_server.scheduler.interface import (
 from edge_server.server_energy import ServerEnergy
 from edge_server.sessions import Session, SessionTable
 from edge_server.verifier.interface import Verifier, VerifyOutcome, VerifyRequest
+from sdk.errors import CapacityError
 from sdk.protocol import Draft, End, Verdict, bits_per_id
 
 __all__ = ["Engine", "EngineCounters"]
@@ -53,6 +54,7 @@ class Engine:
         policy: Policy,
         sessions: SessionTable,
         send: Callable[[Session, Verdict], None],
+        refuse: Callable[[Session, CapacityError], None],
         clock: Callable[[], float],
         energy: ServerEnergy | None = None,
     ) -> None:
@@ -60,6 +62,7 @@ class Engine:
 
         Args:
             send: delivers a verdict.
+            refuse: ends a session that the verifier has no memory for.
             clock: monotonic seconds.
             energy: the server's own meter, told whose rows were verified.
         """
@@ -68,6 +71,7 @@ class Engine:
         self._policy = policy
         self._sessions = sessions
         self._send = send
+        self._refuse = refuse
         self._clock = clock
         self._energy = energy
         self._id_bits = bits_per_id(verifier.vocabulary_size)
@@ -82,9 +86,7 @@ class Engine:
         """Run one pass over what waits, and one chunk of prefill; return whether work was done."""
         batch = self._pick()
         if batch:
-            started_s = self._clock()
-            outcomes = self._run(batch)
-            self._commit(batch, outcomes, started_s=started_s, ended_s=self._clock())
+            self._pass(batch)
         return self._prefill() or bool(batch)
 
     def wake_s(self) -> float | None:
@@ -114,6 +116,20 @@ class Engine:
         picked = self._policy.pick(waiting, active=active.keys(), now_s=self._clock())
         return [active[slot] for slot in picked]
 
+    def _pass(self, batch: list[Session]) -> None:
+        """Verify a batch; what has no room in it goes alone, and ends where it has none then."""
+        started_s = self._clock()
+        try:
+            outcomes = self._run(batch)
+        except CapacityError as error:
+            if len(batch) == 1:
+                self._refuse(batch[0], error)
+            else:
+                for session in batch:
+                    self._pass([session])
+            return
+        self._commit(batch, outcomes, started_s=started_s, ended_s=self._clock())
+
     def _run(self, batch: list[Session]) -> list[VerifyOutcome]:
         requests = [
             VerifyRequest(
@@ -124,10 +140,11 @@ class Engine:
             )
             for session in batch
         ]
+        outcomes = self._verifier.verify(requests)
         self.counters.passes += 1
         self.counters.requests += len(requests)
         self.counters.rows += sum(1 + len(request.draft) for request in requests)
-        return self._verifier.verify(requests)
+        return outcomes
 
     def _commit(
         self,
@@ -235,7 +252,11 @@ class Engine:
             if alive and session.prefilling:
                 last = len(session.tokens) - 1
                 chunk = session.tokens[session.prefilled : last][:_PREFILL_CHUNK_TOKENS]
-                self._verifier.prefill(session.slot, chunk)
+                try:
+                    self._verifier.prefill(session.slot, chunk)
+                except CapacityError as error:
+                    self._refuse(session, error)
+                    return True
                 session.prefilled += len(chunk)
                 self.counters.prefilled += len(chunk)
                 return True

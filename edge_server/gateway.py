@@ -120,6 +120,17 @@ class Gateway:
         self._transport.publish(down(session.device, "verdict"), encode_verdict(verdict))
         self.counters["verdicts"] += 1
 
+    def refuse(self, session: Session, error: CapacityError) -> None:
+        """End a session that the verifier has no memory for; its device is told, not blamed."""
+        self._close(session)
+        self._say_reject(
+            session.device,
+            RejectCode.CAPACITY,
+            str(error),
+            session=session.id,
+            round_=session.round,
+        )
+
     def expire(self) -> None:
         """Close the sessions that have been silent for too long."""
         for session in self._sessions.idle(since_s=self._clock() - self._limits.idle_s):
@@ -323,8 +334,13 @@ class Gateway:
         session: int = 0,
         round_: int = 0,
     ) -> None:
-        self.counters[f"rejected_{code.value}"] += 1
         self._strikes.add(device, now_s=self._clock())
+        self._say_reject(device, code, reason, session=session, round_=round_)
+
+    def _say_reject(
+        self, device: str, code: RejectCode, reason: str, *, session: int, round_: int
+    ) -> None:
+        self.counters[f"rejected_{code.value}"] += 1
         _LOG.warning("device %s: rejected (%s): %s", device, code.value, reason)
         frame = Reject(session=session, round=round_, code=code, reason=reason)
         self._publish_control(device, frame)

@@ -54,6 +54,7 @@ class EdgeServer:
             policy=policy,
             sessions=self.sessions,
             send=self.gateway.send,
+            refuse=self.gateway.refuse,
             clock=clock,
             energy=energy,
         )

@@ -73,10 +73,18 @@ class Verifier(Protocol):
         """
 
     def prefill(self, slot: int, token_ids: Sequence[int]) -> None:
-        """Append committed ids to a slot without scoring them."""
+        """Append committed ids to a slot without scoring them.
+
+        Raises:
+            CapacityError: if a pass has no room in memory; the slot can only be closed then.
+        """
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
-        """Score all rows in one pass; each slot then holds its pending ids and accepted prefix."""
+        """Score all rows in one pass; each slot then holds its pending ids and accepted prefix.
+
+        Raises:
+            CapacityError: if a pass has no room in memory; the slots hold what they held before.
+        """
 
     def close(self, slot: int) -> None:
         """Free a slot."""

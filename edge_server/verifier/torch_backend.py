@@ -166,17 +166,28 @@ class TorchVerifier:
         it is accepted, and the target's own one follows, as if there had been no draft.
 
         Raises:
-            CapacityError: if the memory does not hold a single row.
+            CapacityError: if the memory does not hold a single row; all slots are as before.
         """
         if len({request.slot for request in requests}) != len(requests):
             raise ValueError("a slot may only be named once in a pass")
+        segments = [self._slots[request.slot].segment for request in requests]
+        lengths = [segment.length for segment in segments]
+        try:
+            return self._verify_in_parts(requests)
+        except CapacityError:
+            for segment, length in zip(segments, lengths, strict=True):
+                segment.length = length
+            raise
+
+    def _verify_in_parts(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
         try:
             return self._verify_at_once(requests)
         except CapacityError as error:
             log.warning("%s; it is cut", error)
         half = len(requests) // 2
         if half:
-            return [*self.verify(requests[:half]), *self.verify(requests[half:])]
+            parts = (requests[:half], requests[half:])
+            return [outcome for part in parts for outcome in self._verify_in_parts(part)]
         (request,) = requests
         *earlier, last = request.pending
         if earlier:

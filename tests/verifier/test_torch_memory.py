@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,34 @@ from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_backend import TorchVerifier
 from edge_server.verifier.torch_model import TorchModel
 from edge_server.verifier.torch_segments import Span
-from sdk.errors import CapacityError
+from sdk.errors import CapacityError, RejectedError
 from sdk.model.sampling import SamplingParameters
+from sdk.transport.interface import Transport
+from sdk.transport.memory import MemoryHub
+from tests.fakes.cell import (
+    connect_device,
+    generate,
+    generate_all,
+    opening,
+    serve_in_memory,
+    serving,
+)
+from tests.fakes.hash_model import HashDrafter
 
 GREEDY = SamplingParameters()
 
 
 class SmallModel(TorchModel):
-    """A real model whose allocator gives out above so many rows."""
+    """A real model whose allocator gives out above so many rows, or behind so many keys."""
 
     most_rows = 1 << 30
+    longest = 1 << 30
     error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory.")
 
     def logits(
         self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
     ) -> torch.Tensor:
-        if len(token_ids) > self.most_rows:
+        if len(token_ids) > self.most_rows or max(span.length for span in spans) > self.longest:
             raise self.error
         return super().logits(spans, token_ids, score)
 
@@ -100,3 +113,49 @@ def test_no_room_for_a_row_is_said_and_other_errors_stay_what_they_are(folder: P
     model.error = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         verifier.prefill(slot, [1, 2, 3])
+
+
+def test_slots_are_as_before_where_one_of_them_has_no_room(folder: Path) -> None:
+    model, verifier = load(folder)
+    short, long = (verifier.open(parameters=GREEDY, max_tokens=40) for _ in range(2))
+    verifier.prefill(long, [1, 2, 3, 4, 5, 6])
+    model.longest = 6
+    requests = [VerifyRequest(slot=slot, pending=(7, 8)) for slot in (short, long)]
+    with pytest.raises(CapacityError):
+        verifier.verify(requests)
+    assert verifier.verify(requests[:1])[0].token == greedy(folder, [7, 8], 1)[0]
+    model.longest = 40
+    assert verifier.verify(requests[1:])[0].token == greedy(folder, [1, 2, 3, 4, 5, 6, 7, 8], 1)[0]
+
+
+@pytest.mark.parametrize("prompt_tokens", [10, 40], ids=["while it grows", "in its prompt"])
+def test_a_session_that_has_no_room_ends_with_the_reason_and_the_others_go_on(
+    folder: Path, prompt_tokens: int
+) -> None:
+    model, verifier = load(folder)
+    model.longest = 30
+    prompts = {"pi-1": (1, 2, 3), "pi-2": tuple(range(prompt_tokens))}
+    told: dict[str, list[int]] = {}
+    reasons: dict[str, str] = {}
+
+    def ask(transport: Transport, device: str) -> None:
+        request = opening(
+            prompt=prompts[device],
+            max_tokens=24,
+            tokenizer=verifier.tokenizer_hash,
+            vocabulary_size=VOCABULARY,
+        )
+        try:
+            told[device], _ = generate(
+                transport, device, request, HashDrafter(vocabulary_size=VOCABULARY)
+            )
+        except RejectedError as error:
+            reasons[device] = str(error)
+
+    hub = MemoryHub()
+    with serving(serve_in_memory(hub), verifier) as server:
+        generate_all({d: partial(ask, connect_device(hub, d), d) for d in prompts})
+        assert told == {"pi-1": greedy(folder, prompts["pi-1"], 24)}
+        assert "does not fit the memory" in reasons["pi-2"]
+        assert [session.device for session in server.sessions] in ([], ["pi-1"])
+        assert server.gateway.counters["rejected_capacity"] == 1
