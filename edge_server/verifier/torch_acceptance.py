@@ -14,7 +14,7 @@ from torch import Tensor
 from edge_server.verifier.acceptance import Trial, accept_tokens
 from edge_server.verifier.interface import VerifyOutcome
 from edge_server.verifier.torch_ratio import accept_ratios
-from edge_server.verifier.torch_sampling import choose
+from edge_server.verifier.torch_sampling import choose, choose_exactly
 
 __all__ = ["accept_all"]
 
@@ -44,6 +44,11 @@ def accept_all(logits: Tensor, trials: Sequence[Trial]) -> list[VerifyOutcome]:
         ratios.append(found.flatten())
     received = torch.cat([tokens, *ratios]).tolist()
     own, pairs = received[: len(tokens)], received[len(tokens) :]
+    for n, span in enumerate(spans):
+        for row in span:
+            if own[row] < 0:  # rare
+                at = trials[n].position + row - span.start
+                own[row] = int(choose_exactly(logits[row : row + 1], [trials[n].parameters], [at]))
     outcomes = [
         accept_tokens(own[span.start : span.stop], trial.draft)
         for span, trial in zip(spans, trials, strict=True)

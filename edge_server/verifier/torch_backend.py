@@ -14,6 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_segments import Segment, Segments
@@ -205,14 +207,23 @@ class TorchVerifier:
         score = [
             row for end, count in zip(last_rows, scored, strict=True) for row in range(end)[-count:]
         ]
-        trials = [
-            slot.acceptor.trial(request, position=slot.segment.length + len(request.pending))
+        flat = [token for ids in rows for token in ids]
+        starts = [
+            slot.segment.length + len(request.pending)
             for slot, request in zip(slots, requests, strict=True)
         ]
-        flat = [token for ids in rows for token in ids]
-        outcomes = self._model.accept(spans, flat, score, trials)
-        for slot, trial, outcome in zip(slots, trials, outcomes, strict=True):
-            slot.segment.length = trial.position + outcome.accepted
+        decided = list(zip(slots, requests, starts, strict=True))
+        if self._model.decides:
+            trials = [slot.acceptor.trial(own, position=start) for slot, own, start in decided]
+            outcomes = self._model.accept(spans, flat, score, trials)
+        else:
+            logits = np.split(self._model.run(spans, flat, score), list(accumulate(scored))[:-1])
+            outcomes = [
+                slot.acceptor.accept(own_logits, own, position=start)
+                for (slot, own, start), own_logits in zip(decided, logits, strict=True)
+            ]
+        for slot, start, outcome in zip(slots, starts, outcomes, strict=True):
+            slot.segment.length = start + outcome.accepted
         return outcomes
 
     def close(self, slot: int) -> None:

@@ -82,14 +82,17 @@ class TorchModel:
         gather: bool,
         invariant: bool = False,
         static: bool = False,
+        decides: bool = False,
     ) -> None:
         """Take a model whose attention is ours; `places` are tokens that the pool holds.
 
         `gather` lets one call a layer attend for all sequences, at the price of copying their keys.
         `invariant` runs every pass in the same shapes, so that no row depends on its company.
+        `decides` is whether `accept` is faster than numpy on the host: on a GPU.
         `static` rounds verify passes up to buckets, of which CUDA graphs are captured on a GPU.
         """
         self._model = model
+        self.decides = decides
         self._static = static
         self._static_passes: dict[Bucket, StaticPass] = {}
         self._gather = gather
@@ -118,6 +121,7 @@ class TorchModel:
         gather: bool | None = None,
         invariant: bool = False,
         static: bool | None = None,
+        decides: bool | None = None,
     ) -> TorchModel:
         """Load safetensors and plan the pool.
 
@@ -142,6 +146,7 @@ class TorchModel:
             gather=device != "cpu" if gather is None else gather,
             invariant=invariant,
             static=device != "cpu" if static is None else static,
+            decides=device != "cpu" if decides is None else decides,
         )
 
     @torch.inference_mode()

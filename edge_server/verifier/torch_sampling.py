@@ -15,23 +15,58 @@ from sdk.model.likelihood import EXP2_TERMS, LIKELIEST, LIKELIEST_BITS, LOG2_E, 
 from sdk.model.noise import ATANH_TERMS, LN_2, SQRT_HALF, Stream, position_words
 from sdk.model.sampling import SamplingParameters
 
-__all__ = ["choose", "gumbel", "likelihoods", "transform"]
+__all__ = [
+    "choose",
+    "choose_exactly",
+    "gumbel",
+    "likelihoods",
+    "near_gumbel",
+    "noise_bits",
+    "noise_bits32",
+    "transform",
+]
 
 _MASK32 = 0xFFFFFFFF
+_MIXER = ((16, 0x7FEB352D), (15, 0x846CA68B))  # lowbias32, as in `sdk.model.noise`
+_CANDIDATES = 16
+_ROUNDING, _ROUNDING_SHARE = 1e-3, 1e-6  # at least what single precision does to two scores
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
 
 def choose(
     logits: Tensor, parameters: Sequence[SamplingParameters], positions: Sequence[int]
 ) -> Tensor:
-    """Return every row's token as `Sampler.choose` does: [rows] int64.
+    """Return every row's token as `Sampler.choose` does, −1 where that is not sure: [rows] int64.
+
+    Scores in single precision name a few candidates, of which the exact ones are compared. They are
+    sure to hold the winner where the last of them is behind the first by more than rounding can be;
+    other rows, such as one of many equal logits, are for `choose_exactly`.
 
     Args:
         logits: [rows, vocab] float32.
         parameters: one per row, temperature above 0.
         positions: of the token to be drawn, one per row.
     """
-    bits = _bits([own.seed for own in parameters], positions, logits)
+    scaled = transform(logits, parameters)
+    keys = _keys(parameters, positions, logits.device)
+    near, ids = (scaled + near_gumbel(noise_bits32(keys, scaled.shape[1]))).topk(
+        min(_CANDIDATES, scaled.shape[1]), dim=-1
+    )
+    exact = scaled.gather(1, ids).double() + gumbel(noise_bits(ids, keys))
+    winners = ids.where(exact == exact.amax(dim=-1, keepdim=True), scaled.shape[1])
+    first, last = near[:, 0], near[:, -1]
+    sure = last < first - (_ROUNDING + _ROUNDING_SHARE * first.abs())
+    if ids.shape[1] == scaled.shape[1]:
+        sure[:] = True
+    return winners.amin(dim=-1).where(sure, -1)
+
+
+def choose_exactly(
+    logits: Tensor, parameters: Sequence[SamplingParameters], positions: Sequence[int]
+) -> Tensor:
+    """Return every row's token, from every token's exact score; arguments as in `choose`."""
+    keys = _keys(parameters, positions, logits.device)
+    bits = noise_bits(torch.arange(logits.shape[1], device=logits.device)[None], keys)
     return (transform(logits, parameters).double() + gumbel(bits)).argmax(dim=-1)
 
 
@@ -100,20 +135,52 @@ def _log(x: Tensor) -> Tensor:
     return (exponent - low.int()).double() * LN_2 + 2.0 * s * series
 
 
-def _bits(seeds: Sequence[int], positions: Sequence[int], like: Tensor) -> Tensor:
-    """Return `CoupledNoise.bits` of every row: [rows, vocab] int64, in 0 … 2^32 − 1."""
-    pairs = zip(seeds, positions, strict=True)
-    words = [position_words(seed, position, Stream.COUPLED)[:2] for seed, position in pairs]
-    keys = torch.tensor(words).to(like.device)  # [rows, 2]
-    bits = torch.arange(like.shape[1], device=like.device)[None] ^ keys[:, :1]
-    return _mix(_mix(bits) ^ keys[:, 1:])
+def _keys(
+    parameters: Sequence[SamplingParameters], positions: Sequence[int], device: torch.device
+) -> Tensor:
+    """Return the two words that key each row's noise: [rows, 2] int64."""
+    pairs = zip(parameters, positions, strict=True)
+    words = [position_words(own.seed, position, Stream.COUPLED)[:2] for own, position in pairs]
+    return torch.tensor(words).to(device)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """Return lowbias32 of 32-bit numbers in 64: a product's low half is right though it wraps."""
-    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        x = ((x ^ (x >> shift)) * multiplier) & _MASK32
-    return x ^ (x >> 16)
+def noise_bits(ids: Tensor, keys: Tensor) -> Tensor:
+    """Return `CoupledNoise.bits` of the ids, in 0 … 2^32 − 1: [rows, n] int64."""
+    bits = ids
+    for word in keys[:, :1], keys[:, 1:]:
+        bits = bits ^ word
+        for shift, multiplier in _MIXER:
+            # A product's low half is right though it wraps.
+            bits = ((bits ^ (bits >> shift)) * multiplier) & _MASK32
+        bits = bits ^ (bits >> 16)
+    return bits
+
+
+def noise_bits32(keys: Tensor, vocabulary_size: int) -> Tensor:
+    """Return the bits of all ids, two's complement: [rows, vocab] int32, half of the memory."""
+    bits = torch.arange(vocabulary_size, device=keys.device, dtype=torch.int32)[None]
+    for word in keys[:, :1].int(), keys[:, 1:].int():
+        bits = bits ^ word
+        for shift, multiplier in _MIXER:
+            bits = (bits ^ _shifted(bits, shift)) * _signed(multiplier)
+        bits = bits ^ _shifted(bits, 16)
+    return bits
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    return (bits >> by) & (_MASK32 >> by)
+
+
+def _signed(word: int) -> int:
+    return word - (word >> 31 << 32)
+
+
+def near_gumbel(bits: Tensor) -> Tensor:
+    """Return `gumbel` of int32 bits within 1e-4: float32."""
+    upper = bits < 0
+    # Of the upper half the distance from 1 is kept, which single precision would lose.
+    share = (torch.where(upper, ~bits, bits).float() + 0.5) * 2.0**-32
+    return -torch.where(upper, torch.log1p(-share), torch.log(share)).neg_().log()
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

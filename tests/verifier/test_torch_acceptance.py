@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from edge_server.verifier.acceptance import Trial, accept, accept_ratio, accept_tokens
 from edge_server.verifier.interface import VerifyOutcome
 from edge_server.verifier.torch_acceptance import accept_all
-from edge_server.verifier.torch_sampling import gumbel, likelihoods, transform
+from edge_server.verifier.torch_sampling import (
+    choose,
+    gumbel,
+    likelihoods,
+    near_gumbel,
+    noise_bits,
+    noise_bits32,
+    transform,
+)
 from sdk.model import likelihood, noise, sampling
 from sdk.model.proposal import Proposal, propose
 from sdk.model.sampling import Sampler, SamplingParameters
@@ -47,6 +55,32 @@ def test_the_noise_has_the_same_bits(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_noise_in_single_precision_is_near(device: str) -> None:
+    keys = torch.tensor([[1 << 31, 2**32 - 1], [0, 0]]).to(device)
+    ids = torch.arange(500_000, device=device)[None]
+    exact = noise_bits(ids, keys)
+    bits = noise_bits32(keys, 500_000)
+    assert torch.equal(bits.long() & 0xFFFFFFFF, exact)
+    edges = torch.tensor([0, 1, 2**31 - 1, -(2**31), -2, -1], dtype=torch.int32, device=device)
+    for each in (bits, edges):
+        assert (near_gumbel(each) - gumbel(each.long() & 0xFFFFFFFF)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_row_that_rounding_could_decide_is_decided_exactly(device: str) -> None:
+    own = SamplingParameters(temperature=1.0, seed=4)
+    flat, steep = np.zeros(VOCABULARY, np.float32), np.zeros(VOCABULARY, np.float32)
+    steep[40:90] = 1e30  # beside which the noise vanishes, so that the lowest id wins
+    rows = torch.from_numpy(np.stack([flat, steep, flat])).to(device)
+    tokens = choose(rows, [own] * 3, [7, 8, 9])
+    assert tokens[1] == -1
+    trials = [Trial(parameters=own, position=at, draft=()) for at in (7, 8, 9)]
+    sampler = Sampler(parameters=own, vocabulary_size=VOCABULARY)
+    expected = [sampler.choose(flat, 7), 40, sampler.choose(flat, 9)]
+    assert [outcome.token for outcome in accept_all(rows, trials)] == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_likelihoods_have_the_same_bits(device: str) -> None:
     generator = np.random.default_rng(1)
     edges = np.array([0, -0.0, -21.4, -21.5, -23.9, -24, -25, -1e38, -np.inf], np.float32)
@@ -70,6 +104,13 @@ def test_the_same_tokens_are_excluded(
     found = transform(torch.from_numpy(logits).to(device), parameters).cpu().numpy()
     for row, own, shaped in zip(logits, parameters, found, strict=True):
         assert np.array_equal(shaped, sampling.transform(row, own))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_sum_that_reaches_top_p_exactly_is_enough(device: str) -> None:
+    own = SamplingParameters(temperature=1.0, top_p=0.5)
+    shaped = transform(torch.zeros(1, 4, device=device), [own])
+    assert shaped.tolist() == [[0.0, 0.0, -np.inf, -np.inf]]
 
 
 def rows_of(count: int, seed: int, ties: bool) -> Any:

@@ -53,7 +53,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 def load(folder: Path, *, gather: bool = False, max_sessions: int = 16) -> TorchVerifier:
-    model = TorchModel.load(folder, device="cpu", kv_memory_mib=4, gather=gather)
+    """Load a verifier; with `gather` it attends and decides as on a GPU."""
+    model = TorchModel.load(folder, device="cpu", kv_memory_mib=4, gather=gather, decides=gather)
     return TorchVerifier(model=model, max_sessions=max_sessions)
 
 
@@ -297,11 +298,12 @@ def departs(
     return False
 
 
+@pytest.mark.parametrize("gather", [False, True])
 def test_a_ratio_round_accepts_what_the_target_itself_proposes(
-    checkpoint: Callable[[str], Path],
+    checkpoint: Callable[[str], Path], gather: bool
 ) -> None:
     """With q = p up to quantisation nearly every draft is accepted; with q far off, few are."""
-    folder, verifier = checkpoint("llama"), load(checkpoint("llama"))
+    folder, verifier = checkpoint("llama"), load(checkpoint("llama"), gather=gather)
     accepted = {"own": 0, "inverted": 0}
     for name, sign in (("own", 1.0), ("inverted", -1.0)):
         for seed in range(12):
