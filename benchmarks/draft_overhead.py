@@ -32,6 +32,7 @@ WAYS = {
     "coupled": SamplingParameters(temperature=1.0),
     "coupled, top-k 50": SamplingParameters(temperature=1.0, top_k=50),
     "coupled, top-p 0.95": SamplingParameters(temperature=1.0, top_p=0.95),
+    "coupled, top-p 0.95 at temperature 0.7": SamplingParameters(temperature=0.7, top_p=0.95),
 }
 
 
@@ -57,6 +58,11 @@ def main() -> None:
                 "vocabulary": args.vocabulary,
                 "step_us": spread(step_us),
                 "decoder_python_us": spread(python_us),
+                "kept": {
+                    name: int(np.isfinite(transform(row, parameters)).sum())
+                    for name, parameters in WAYS.items()
+                    if not parameters.greedy
+                },
                 "choice_us": {name: spread(spent) for name, spent in choices.items()},
                 "share_of_step": {
                     name: round(float(np.median(spent) / np.median(step_us)), 4)

@@ -17,8 +17,9 @@ from sdk.model.noise import MAX_SEED, CoupledNoise
 __all__ = ["Sampler", "SamplingParameters", "log_probabilities", "probability", "transform"]
 
 _ROW = 64  # values whose largest bounds the k-th largest of all
-_BLOCK = 16384  # values whose passes stay in a core's own cache
+_BLOCK = 24_576  # values whose passes stay in a core's own cache
 _STEPS_NATS = tuple(np.float32(nats) for nats in range(2, int(LOWEST_NATS) + 2, 2))
+_FEW_TO_SORT = 512
 _FEW = 4096  # ids whose exact noise costs less than that of all, bounded
 
 
@@ -117,22 +118,35 @@ def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.intp]:
 def _nucleus(scaled: NDArray[np.float32], peak: np.float32, top_p: float) -> NDArray[np.intp]:
     """Return the ids of the smallest set of likeliest tokens that holds `top_p` of all weight.
 
-    Only the tokens between the last threshold that held too little and the first that holds enough
-    need sorting.
+    Thresholds fall until enough is held; then halving what lies between the last two leaves only
+    a few tokens to sort.
     """
     blocks = (scaled[first : first + _BLOCK] for first in range(0, scaled.size, _BLOCK))
     wanted = top_p * sum(_weight(likelihoods(block, peak)) for block in blocks)
-    above, held = np.empty(0, np.intp), 0.0
+    kept: list[NDArray[np.intp]] = []
+    held, ceiling = 0.0, np.float32(np.inf)
     for nats in _STEPS_NATS:
-        inside = np.flatnonzero(scaled >= peak - nats)
-        holds = _weight(likelihoods(scaled[inside], peak))
-        if holds >= wanted:
+        floor = peak - nats
+        inside = np.flatnonzero(scaled >= floor)
+        between = inside[scaled[inside] < ceiling]
+        weight = _weight(likelihoods(scaled[between], peak))
+        if held + weight >= wanted:
             break
-        above, held, floor = inside, holds, peak - nats
-    between = inside[scaled[inside] < floor] if above.size else inside
+        kept, held, ceiling = [*kept, between], held + weight, floor
+    while between.size > _FEW_TO_SORT:
+        values = scaled[between]
+        middle = (values.min() + values.max()) / 2
+        upper = between[values >= middle]
+        if upper.size == between.size:
+            break  # equal, all of them
+        weight = _weight(likelihoods(scaled[upper], peak))
+        if held + weight >= wanted:
+            between = upper
+        else:
+            kept, held, between = [*kept, upper], held + weight, between[values < middle]
     between = between[np.argsort(-scaled[between], kind="stable")]
     reached = held + np.cumsum(likelihoods(scaled[between], peak), dtype=np.float64)
-    return np.concatenate([above, between[: int(np.searchsorted(reached, wanted)) + 1]])
+    return np.concatenate([*kept, between[: int(np.searchsorted(reached, wanted)) + 1]])
 
 
 def _weight(weights: NDArray[np.float32]) -> float:
