@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TorchVerifier"]
 
 _CHUNK_ROWS = 512  # most rows of one prefill pass: attention's scratch grows with rows × context
+_LEAST_TO_COPY = 16  # tokens; fewer cost as little in the pass
 _HUB_FILES = ("*.json", "*.safetensors")
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 class _Slot:
     segment: Segment
     acceptor: Acceptor
+    token_ids: list[int] = field(default_factory=list)  # whose keys and values lie in the segment
 
 
 class TorchVerifier:
@@ -142,23 +144,46 @@ class TorchVerifier:
         return slot
 
     def prefill(self, slot: int, token_ids: Sequence[int]) -> None:
-        """Append committed ids to a slot without scoring them."""
-        segment = self._slots[slot].segment
-        self._check(segment, token_ids)
-        for start in range(0, len(token_ids), _CHUNK_ROWS):
-            self._append(segment, token_ids[start : start + _CHUNK_ROWS])
+        """Append committed ids to a slot without scoring them.
 
-    def _append(self, segment: Segment, token_ids: Sequence[int]) -> None:
+        Keys and values that another slot has of the same beginning are copied, not worked out.
+        """
+        own = self._slots[slot]
+        self._check(own.segment, token_ids)
+        copied = self._copy_beginning(own, token_ids)
+        for start in range(copied, len(token_ids), _CHUNK_ROWS):
+            self._append(own, token_ids[start : start + _CHUNK_ROWS])
+
+    def _copy_beginning(self, own: _Slot, token_ids: Sequence[int]) -> int:
+        """Return how many of the ids need no pass, because a slot that begins so had them."""
+        wanted, start = [*own.token_ids, *token_ids], len(own.token_ids)
+        shared = {
+            slot: _shared(wanted, other.token_ids)
+            for slot, other in self._slots.items()
+            if other is not own and other.token_ids[:start] == own.token_ids
+        }
+        longest = max(shared, key=shared.__getitem__, default=None)
+        count = shared[longest] - start if longest is not None else 0
+        if longest is None or count < _LEAST_TO_COPY:
+            return 0
+        places = self._slots[longest].segment.start + start, own.segment.start + start
+        self._model.copy(*places, count)
+        own.token_ids += token_ids[:count]
+        own.segment.length += count
+        return count
+
+    def _append(self, own: _Slot, token_ids: Sequence[int]) -> None:
         """Append in one pass, or in smaller ones where the memory does not hold it."""
         try:
-            self._model.run([segment.span(len(token_ids))], token_ids, [])
-            segment.length += len(token_ids)
+            self._model.run([own.segment.span(len(token_ids))], token_ids, [])
+            own.token_ids += token_ids
+            own.segment.length += len(token_ids)
         except CapacityError:
             half = len(token_ids) // 2
             if not half:
                 raise
-            self._append(segment, token_ids[:half])
-            self._append(segment, token_ids[half:])
+            self._append(own, token_ids[:half])
+            self._append(own, token_ids[half:])
 
     def verify(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
         """Score all rows in one pass; each slot then holds its pending ids and accepted prefix.
@@ -172,13 +197,14 @@ class TorchVerifier:
         """
         if len({request.slot for request in requests}) != len(requests):
             raise ValueError("a slot may only be named once in a pass")
-        segments = [self._slots[request.slot].segment for request in requests]
-        lengths = [segment.length for segment in segments]
+        slots = [self._slots[request.slot] for request in requests]
+        lengths = [slot.segment.length for slot in slots]
         try:
             return self._verify_in_parts(requests)
         except CapacityError:
-            for segment, length in zip(segments, lengths, strict=True):
-                segment.length = length
+            for slot, length in zip(slots, lengths, strict=True):
+                slot.segment.length = length
+                del slot.token_ids[length:]
             raise
 
     def _verify_in_parts(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
@@ -193,7 +219,7 @@ class TorchVerifier:
         (request,) = requests
         *earlier, last = request.pending
         if earlier:
-            self._append(self._slots[request.slot].segment, earlier)
+            self._append(self._slots[request.slot], earlier)
         return self._verify_at_once([VerifyRequest(slot=request.slot, pending=(last,))])
 
     def _verify_at_once(self, requests: Sequence[VerifyRequest]) -> list[VerifyOutcome]:
@@ -222,8 +248,10 @@ class TorchVerifier:
                 slot.acceptor.accept(own_logits, own, position=start)
                 for (slot, own, start), own_logits in zip(decided, logits, strict=True)
             ]
-        for slot, start, outcome in zip(slots, starts, outcomes, strict=True):
+        for slot, ids, start, outcome in zip(slots, rows, starts, outcomes, strict=True):
+            slot.token_ids += ids
             slot.segment.length = start + outcome.accepted
+            del slot.token_ids[slot.segment.length :]
         return outcomes
 
     def close(self, slot: int) -> None:
@@ -241,6 +269,12 @@ class TorchVerifier:
             )
         if min(token_ids) < 0 or max(token_ids) >= self.vocabulary_size:
             raise ValueError(f"token ids must be in 0 … {self.vocabulary_size - 1}")
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many leading ids are equal."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((n for n, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
 def _local_folder(name_or_folder: str | Path) -> Path:

@@ -192,6 +192,12 @@ class TorchModel:
             return accept_all(self.logits(spans, token_ids, score), trials)
 
     @torch.inference_mode()
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the keys and values of `count` places, from one segment to another."""
+        for kept in (self.pool.keys, self.pool.values):
+            kept[:, target : target + count] = kept[:, source : source + count]
+
+    @torch.inference_mode()
     def logits(
         self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
     ) -> Tensor:

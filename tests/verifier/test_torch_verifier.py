@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,52 @@ def test_a_slot_used_again_remembers_nothing(checkpoint: Callable[[str], Path]) 
             verifier.close(slot)
         with pytest.raises(KeyError):
             verifier.prefill(slots[0], prompt)
+
+
+class CountingModel(TorchModel):
+    """A model that counts the rows it runs."""
+
+    rows = 0
+
+    def logits(self, spans: Any, token_ids: Sequence[int], score: Sequence[int]) -> Any:
+        self.rows += len(token_ids)
+        return super().logits(spans, token_ids, score)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_an_equal_beginning_is_copied_not_worked_out_again(
+    checkpoint: Callable[[str], Path], invariant: bool
+) -> None:
+    """Chunk by chunk, from the slot that shares most, and only what is committed there."""
+    folder, generator = checkpoint("llama"), np.random.default_rng(12)
+    model = CountingModel.load(folder, device="cpu", kv_memory_mib=4, invariant=invariant)
+    assert isinstance(model, CountingModel)
+    verifier = TorchVerifier(model=model, max_sessions=8)
+    system, other = random_ids(generator, 200), random_ids(generator, 100)
+    prompts = {
+        "first": (*system, *random_ids(generator, 30)),
+        "shorter": (*system[:150], *other),
+        "same": (*system, *random_ids(generator, 30)),
+        "foreign": other,
+    }
+    spent, tokens = {}, {}
+    for name, prompt in prompts.items():
+        model.rows = 0
+        slot = verifier.open(parameters=GREEDY, max_tokens=300)
+        for start in range(0, len(prompt) - 1, 64):
+            verifier.prefill(slot, prompt[start : min(start + 64, len(prompt) - 1)])
+        spent[name] = model.rows
+        wrong = ((plain_greedy(folder, prompt, 1)[0] + 1) % VOCABULARY,)
+        request = VerifyRequest(slot=slot, pending=prompt[-1:], draft=wrong)
+        tokens[name] = verifier.verify([request])[0].token
+    # Of the last chunk of "same" 8 tokens are shared, too few to copy.
+    assert spent == {"first": 229, "shorter": 99, "same": 37, "foreign": 99}
+    assert tokens == {n: plain_greedy(folder, prompt, 1)[0] for n, prompt in prompts.items()}
+    again = verifier.open(parameters=GREEDY, max_tokens=300)
+    first, model.rows = prompts["first"], 0
+    continued = (*first, tokens["first"], (tokens["first"] + 1) % VOCABULARY, 7)
+    verifier.prefill(again, continued)
+    assert model.rows == 3  # the refused draft, and all behind the committed prompt
 
 
 def test_what_does_not_fit_is_refused(checkpoint: Callable[[str], Path]) -> None:
