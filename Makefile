@@ -54,7 +54,7 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
-	$(BIN)/python -m pip install --quiet --editable '.[broker,dev,export,firmware,plot,serial,torch]'
+	$(BIN)/python -m pip install --quiet --editable '.[broker,dev,export,firmware,plot,serial,torch,torchao]'
 	touch $@
 
 clean:

@@ -272,7 +272,12 @@ def loaded(args: argparse.Namespace) -> Iterator[tuple[dict[str, Runner], dict[s
 
     def torch() -> Runner:
         verifier = TorchVerifier.load(
-            args.model, device=args.device, dtype=args.dtype, threads=args.threads, **memory
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            weights=args.weights,
+            threads=args.threads,
+            **memory,
         )
         return Bench(verifier, context=args.context)
 
@@ -308,6 +313,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="columns to skip")
     parser.add_argument("--device", default="auto", help="of the torch backend")
     parser.add_argument("--dtype", default="auto", help="of the torch backend")
+    parser.add_argument("--weights", default="stored", help="of the torch backend: int8, fp8")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--context", type=int, default=128, metavar="N", help="tokens a session")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="at least 7")

@@ -67,6 +67,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the torch backend",
     )
     parser.add_argument(
+        "--weights",
+        choices=("stored", "int8", "fp8"),
+        default="stored",
+        help="of the torch backend: as stored, in --dtype (default), or in 8 bits",
+    )
+    parser.add_argument(
         "--broker",
         default="auto",
         metavar="HOST:PORT|auto|mosquitto|amqtt",
@@ -218,6 +224,7 @@ def _load_verifier(args: argparse.Namespace) -> Verifier:
             model,
             device=args.device,
             dtype=args.dtype,
+            weights=args.weights,
             threads=args.threads,
             max_sessions=args.sessions,
             kv_memory_mib=args.kv_memory,

@@ -59,6 +59,7 @@ class TorchVerifier:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: str = "stored",
         threads: int | None = None,
         max_sessions: int = 64,
         kv_memory_mib: int = 1024,
@@ -70,14 +71,15 @@ class TorchVerifier:
             name_or_folder: a folder with config.json, tokenizer.json and *.safetensors, or a name.
             device: "auto", "cpu" or "cuda".
             dtype: "auto" (fp32 on the CPU, bf16 on a GPU), "fp32", "bf16" or "fp16".
+            weights: "stored" (in `dtype`), or "int8" or "fp8" by torchao: half of bf16's memory.
             threads: CPU threads of the whole process; None leaves torch's own choice.
             max_sessions: sessions at most.
             kv_memory_mib: memory for keys and values; on a GPU at most 80 % of what weights leave.
             invariant: run every pass in the same shapes: no choice depends on who shares it.
 
         Raises:
-            ConfigError: if device, type or memory cannot be had.
-            DependencyError: without torch or transformers.
+            ConfigError: if device, type, weights or memory cannot be had.
+            DependencyError: without torch or transformers, or what `weights` need.
             ModelLoadError: if no decoder that can be run is found.
         """
         try:
@@ -90,7 +92,12 @@ class TorchVerifier:
             torch.set_num_threads(threads)
         folder = _local_folder(name_or_folder)
         model = TorchModel.load(
-            folder, device=device, dtype=dtype, kv_memory_mib=kv_memory_mib, invariant=invariant
+            folder,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+            kv_memory_mib=kv_memory_mib,
+            invariant=invariant,
         )
         log.info(
             "verifier: %s on %s, %d tokens of %d bytes fit, %d for each of %d sessions",

@@ -31,6 +31,7 @@ from edge_server.verifier.torch_attention import (
 from edge_server.verifier.torch_memory import fits
 from edge_server.verifier.torch_segments import Span
 from edge_server.verifier.torch_static import Bucket, StaticPass, StaticRows, bucket_of
+from edge_server.verifier.torch_weights import quantise
 from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.manifest import file_record, tokenizer_hash
 
@@ -117,6 +118,7 @@ class TorchModel:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: str = "stored",
         kv_memory_mib: int,
         gather: bool | None = None,
         invariant: bool = False,
@@ -126,11 +128,14 @@ class TorchModel:
         """Load safetensors and plan the pool.
 
         Raises:
-            ConfigError: if device, type or memory cannot be had.
+            ConfigError: if device, type, weights or memory cannot be had.
+            DependencyError: for weights in 8 bits, without torchao.
             ModelLoadError: if the folder holds no decoder that can be run.
         """
         device, number_type = choose(device, dtype)
-        model = load_decoder(folder, number_type).to(device)
+        model = load_decoder(folder, number_type)
+        quantise(model, weights)
+        model.to(device)
         layers, kv_heads, head_dim = kv_shape(model.config)
         per_token = 2 * layers * kv_heads * head_dim * number_type.itemsize
         places = min(kv_memory_mib * _MEBI, free_bytes(device)) // per_token
