@@ -43,6 +43,7 @@ bench-draft: $(VENV)/.test
 
 bench-verify: $(VENV)/.test
 	$(BIN)/python -m benchmarks.verify
+	$(BIN)/python -m benchmarks.verify_large
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -34,8 +34,7 @@ CONTEXT = 2048
 def make(out: Path, shape: str) -> None:
     """Save a seeded random Llama in half precision, with a byte-level tokenizer."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -46,6 +45,14 @@ def make(out: Path, shape: str) -> None:
         eos_token_id=0,
     )
     LlamaForCausalLM(config).half().save_pretrained(out)
+    save_tokenizer(out)
+
+
+def save_tokenizer(out: Path) -> None:
+    """Save a byte-level tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -35,12 +35,12 @@ from edge_server.verifier.torch_weights import quantise
 from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.manifest import file_record, tokenizer_hash
 
-__all__ = ["DEVICES", "DTYPES", "TorchModel"]
+__all__ = ["ATTENTION_NAME", "DEVICES", "DTYPES", "TorchModel"]
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_ATTENTION_NAME = "multispin_pool"
+ATTENTION_NAME = "multispin_pool"
 _MEBI = 1 << 20
 _POOL_SHARE = 0.8  # of the GPU memory that the weights leave; the rest is for a pass's own tensors
 
@@ -68,7 +68,7 @@ def _pool_attention(
     return output[None], None
 
 
-AttentionInterface.register(_ATTENTION_NAME, _pool_attention)
+AttentionInterface.register(ATTENTION_NAME, _pool_attention)
 
 
 class TorchModel:
@@ -92,7 +92,7 @@ class TorchModel:
         `decides` is whether `accept` is faster than numpy on the host: on a GPU.
         `static` rounds verify passes up to buckets, of which CUDA graphs are captured on a GPU.
         """
-        self._model = model
+        self.decoder = model
         self.decides = decides
         self._static = static
         self._static_passes: dict[Bucket, StaticPass] = {}
@@ -234,7 +234,7 @@ class TorchModel:
         return self._static_passes[bucket]
 
     def _forward_static(self, rows: StaticRows) -> Tensor:
-        logits: Tensor = self._model(
+        logits: Tensor = self.decoder(
             input_ids=rows.token_ids[None],
             position_ids=rows.positions[None],
             use_cache=False,
@@ -251,10 +251,10 @@ class TorchModel:
             "multispin_rows": rows,
         }
         if not score:
-            self._model.base_model(**inputs)
+            self.decoder.base_model(**inputs)
             return self.pool.keys.new_empty(0, self.vocabulary_size)
         kept = torch.tensor(list(score), device=device)
-        logits: Tensor = self._model(**inputs, logits_to_keep=kept).logits[0]
+        logits: Tensor = self.decoder(**inputs, logits_to_keep=kept).logits[0]
         return logits
 
 
@@ -294,7 +294,7 @@ def load_decoder(folder: Path, number_type: torch.dtype) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=number_type,
-            attn_implementation=_ATTENTION_NAME,
+            attn_implementation=ATTENTION_NAME,
             local_files_only=True,
             use_safetensors=True,
         )

@@ -36,9 +36,9 @@ def test_they_are_near_and_small(folder: Path, device: str, weights: str, most_o
     exact = plain_logits(folder, IDS)
     off = np.abs(logits - exact).mean() / np.abs(exact).mean()
     assert 0.0 < off < most_off
-    inner = model._model.model.layers[0].mlp.up_proj.weight
+    inner = model.decoder.model.layers[0].mlp.up_proj.weight
     assert inner.qdata.element_size() == 1
-    assert type(model._model.lm_head.weight) is torch.nn.Parameter  # left as it is
+    assert type(model.decoder.lm_head.weight) is torch.nn.Parameter  # left as it is
 
 
 def test_what_is_verified_is_the_quantised_model_s_own_text(folder: Path) -> None:
