@@ -159,12 +159,20 @@ class Lanes:
         if len(rows) == 1:  # matrix products, too, compute a lone row by other instructions
             rows, contract = np.repeat(rows, 2), np.repeat(contract, 2)
         logits = np.empty((len(scored), self._decoder.vocabulary_size), np.float32)
-        self._bind_input("input_ids", rows[None])
-        self._bind_input("expand", np.array(expand))
-        self._bind_input("split", np.array(split))
-        self._bind_input("contract", contract)
-        self._bind_input("rows_to_score", scored)
-        self._binding.bind_ortvalue_output("logits", ortvalue(logits[None]))
+        inputs = {
+            "input_ids": rows[None],
+            "expand": np.array(expand),
+            "split": np.array(split),
+            "contract": contract,
+            "rows_to_score": scored,
+        }
+        values = {
+            name: ortvalue(array) for name, array in inputs.items()
+        }  # kept until after it ran
+        found = ortvalue(logits[None])
+        for name, value in values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_output("logits", found)
         self._session.run_with_iobinding(self._binding)
         return logits
 

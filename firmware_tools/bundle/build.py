@@ -25,8 +25,10 @@ import sdk
 from firmware_tools.bundle import archive
 from firmware_tools.bundle.archive import Member
 from firmware_tools.bundle.manifest import FileEntry, GoldenDraft, Manifest
-from firmware_tools.bundle.packages import glibc_needed, libraries_needed
+from firmware_tools.bundle.packages import glibc_needed, libraries_needed, version_of
 from firmware_tools.errors import BundleError
+from sdk.model.manifest import Manifest as ModelManifest
+from sdk.model.runtime import lacks
 
 __all__ = ["BundleRecipe", "build", "member_of"]
 
@@ -73,6 +75,13 @@ class BundleRecipe:
                 raise BundleError(f"bundle build: {path} has no {name}; give --model a drafter")
         if not self.config.is_file():
             raise BundleError(f"bundle build: {self.config} is no file; give --config a template")
+        runtime = version_of("onnxruntime", self.packages)
+        reason = lacks(ModelManifest.load(self.model), runtime) if runtime else ""
+        if reason:
+            raise BundleError(
+                f"bundle build: {self.model} {reason} (the packages for Python {self.python} bring "
+                f"onnxruntime {runtime})"
+            )
 
 
 def build(recipe: BundleRecipe, out: Path) -> Manifest:

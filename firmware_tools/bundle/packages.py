@@ -15,7 +15,7 @@ from pathlib import Path
 from firmware_tools.bundle import elf
 from firmware_tools.errors import BundleError
 
-__all__ = ["LOCKS", "glibc_needed", "install", "libraries_needed", "lock"]
+__all__ = ["LOCKS", "glibc_needed", "install", "libraries_needed", "lock", "version_of"]
 
 LOCKS = Path(__file__).parent.parent / "locks"
 PLATFORM = "aarch64-manylinux_2_28"
@@ -52,6 +52,12 @@ def install(python: str, folder: Path) -> None:
         *("-r", str(path), "--target", str(folder)),
         *_target(python),
     )
+
+
+def version_of(package: str, folder: Path) -> str:
+    """Return the version of a package in `folder`; "" where it is not there."""
+    found = sorted(folder.glob(f"{package}-*.dist-info"))
+    return found[0].name.removeprefix(f"{package}-").removesuffix(".dist-info") if found else ""
 
 
 def glibc_needed(folder: Path) -> str:

@@ -79,7 +79,7 @@ def export_model(
         progress("tracing")
         trace(model, partial / GRAPH_NAME, length)
         copy_files(folder, partial)
-        manifest = described(config, folder, length)
+        manifest = described(config, folder, length, windowed=has_window(partial / GRAPH_NAME))
         manifest.write(partial)
         progress("checking")
         manifest = checked(manifest, partial, model)
@@ -108,7 +108,16 @@ def copy_files(folder: Path, partial: Path) -> None:
             shutil.copyfile(folder / name, partial / name)
 
 
-def described(config: PretrainedConfig, folder: Path, context_length: int) -> Manifest:
+def has_window(graph: Path) -> bool:
+    """Return whether some attention sees the latest tokens only."""
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    windows = (one.i for node in nodes for one in node.attribute if one.name == "local_window_size")
+    return any(window > 0 for window in windows)
+
+
+def described(
+    config: PretrainedConfig, folder: Path, context_length: int, *, windowed: bool
+) -> Manifest:
     return Manifest(
         architecture=(config.architectures or [config.model_type])[0],
         vocabulary_size=config.vocab_size,
@@ -118,6 +127,7 @@ def described(config: PretrainedConfig, folder: Path, context_length: int) -> Ma
         kv_heads=kv_heads(config),
         head_dim=head_dim(config),
         weights="fp32",
+        windowed=windowed,
         versions={name: version(name) for name in LIBRARIES},
     )
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from sdk.errors import ModelLoadError
 from sdk.model.huge_pages import use_huge_pages
 from sdk.model.manifest import GRAPH_NAME, Manifest
+from sdk.model.runtime import lacks
 
 __all__ = ["PROVIDERS", "Decoder", "KvCache", "default_threads", "ortvalue", "session_options"]
 
@@ -42,8 +43,6 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int8)": np.dtype(np.int8),
 }
-KV_INT8_SINCE = (1, 27)
-"""Before, onnxruntime refuses keys and values in 8 bits: 1.24 when it loads, 1.25 when it runs."""
 CHUNK_ROWS = 512
 """Most rows in one call: attention's scratch memory grows with rows × context."""
 
@@ -194,10 +193,13 @@ class Decoder:
         logits = np.empty((scored, self.vocabulary_size), np.float32)
         self._seqlens[0] = cache.length + len(ids) - 1
         self._total[()] = cache.length + len(ids)
+        # Bindings of older runtimes (1.23 among them) keep no hold of the memory: these names do.
+        fed, wanted = ortvalue(ids[None]), ortvalue(np.arange(rows - scored, rows))
+        found = ortvalue(logits[None])
         binding = cache._binding
-        binding.bind_ortvalue_input("input_ids", ortvalue(ids[None]))
-        binding.bind_ortvalue_input("rows_to_score", ortvalue(np.arange(rows - scored, rows)))
-        binding.bind_ortvalue_output("logits", ortvalue(logits[None]))
+        binding.bind_ortvalue_input("input_ids", fed)
+        binding.bind_ortvalue_input("rows_to_score", wanted)
+        binding.bind_ortvalue_output("logits", found)
         self._session.run_with_iobinding(binding)
         cache.length += rows
         return logits
@@ -217,7 +219,10 @@ class Decoder:
 
 
 def ortvalue(array: NDArray[Any], device: str = "cpu") -> Any:
-    """Wrap an array: on the CPU the value shares the array's memory and keeps it alive."""
+    """Wrap an array: on the CPU the value shares the array's memory and keeps it alive.
+
+    What is bound must be kept by whoever binds it, until after the run.
+    """
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, device)
 
 
@@ -260,11 +265,7 @@ def check_provider(provider: str) -> None:
 
 
 def check_version(folder: Path, manifest: Manifest) -> None:
-    """Raise ModelLoadError when this onnxruntime is too old for the model's keys and values."""
-    version = tuple(int(number) for number in onnxruntime.__version__.split(".")[:2])
-    if manifest.kv_type == "int8" and version < KV_INT8_SINCE:
-        needed = ".".join(map(str, KV_INT8_SINCE))
-        raise ModelLoadError(
-            f"loading model: {folder} keeps keys and values in 8 bits, which onnxruntime "
-            f"{onnxruntime.__version__} cannot; update it to {needed} or export without --kv int8"
-        )
+    """Raise ModelLoadError when this onnxruntime is too old for the model."""
+    reason = lacks(manifest, onnxruntime.__version__)
+    if reason:
+        raise ModelLoadError(f"loading model: {folder} {reason}")

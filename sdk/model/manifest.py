@@ -49,6 +49,7 @@ class Manifest:
         layers, kv_heads, head_dim: the KV cache's shape.
         weights: how weights are stored, one of `sdk.export.WEIGHTS`.
         kv_type: element type of the KV cache, "float32", "float16" or "int8".
+        windowed: whether some layers attend to a sliding window only.
         kv_scales: with "int8", the largest scale of every layer, for "key" and for "value".
         parity: what the check against the source model measured.
         quality: what the weight type cost against single precision; empty where it costs nothing.
@@ -65,6 +66,7 @@ class Manifest:
     head_dim: int
     weights: str
     kv_type: str = "float32"
+    windowed: bool = False
     kv_scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sdk.export.exporter import export_model
 from sdk.model.decoder import Decoder
+from sdk.model.manifest import Manifest
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -41,6 +42,12 @@ def test_graph_equals_source(exported: tuple[Path, Path]) -> None:
     pieces = [text[:200], text[200:201], text[201:206], text[206:]]
     rows = np.concatenate([decoder.run(cache, piece) for piece in pieces])
     assert np.abs(rows - expected).max() < 2e-4 * max(1.0, np.abs(expected).max())
+
+
+def test_a_sliding_window_is_in_the_manifest(exported: tuple[Path, Path]) -> None:
+    """Older runtimes attend to the wrong keys then (`sdk.model.runtime`)."""
+    windowed = exported[0].name.startswith(("mistral-window", "gemma2", "gemma3"))
+    assert Manifest.load(exported[1]).windowed == windowed
 
 
 def test_graph_is_fused(exported: tuple[Path, Path]) -> None:

@@ -26,6 +26,7 @@ from firmware_tools.bundle.tree import check_folder
 from firmware_tools.errors import BundleError, RefusedError
 from firmware_tools.keys import KeyStore, SigningKey
 from sdk.cli import main
+from sdk.model.manifest import Manifest as ModelManifest
 
 
 @pytest.fixture(scope="session")
@@ -324,6 +325,17 @@ def test_a_folder_without_a_drafter_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path / "inputs")
     with pytest.raises(BundleError, match=r"no model\.onnx"):
         dataclasses.replace(recipe, model=tmp_path)
+
+
+def test_a_drafter_that_the_board_s_runtime_cannot_run_is_refused(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    (tmp_path / "packages" / "onnxruntime-1.23.2.dist-info").mkdir()
+    dataclasses.replace(recipe, python="3.10")
+    model = ModelManifest.load(recipe.model)
+    dataclasses.replace(model, windowed=True).write(recipe.model)
+    reason = r"to 1\.24 .*for Python 3\.10 bring onnxruntime 1\.23\.2"
+    with pytest.raises(BundleError, match=reason):
+        dataclasses.replace(recipe, python="3.10")
 
 
 def test_shared_objects_are_read() -> None:

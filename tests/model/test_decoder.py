@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models.registry import pair_dir
 from sdk.errors import ModelLoadError
 from sdk.export.exporter import export_model
+from sdk.model import decoder as decoder_module
 from sdk.model.decoder import CHUNK_ROWS, Decoder, default_threads
+from sdk.model.manifest import Manifest
 
 CONTEXT = 700
 VOCABULARY = 97
@@ -173,15 +180,58 @@ def test_capacity_is_bounded_by_the_context(decoder: Decoder) -> None:
     assert decoder.cache_bytes(9) == sum(buffer.numpy().nbytes for buffer in buffers)
 
 
-def test_a_runtime_too_old_for_8_bits_is_one_line(
-    folder: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "version", "told"),
+    [
+        ({}, "1.20.0", ""),
+        ({"kv_type": "int8"}, "1.26.0", r"8 bits.*onnxruntime 1\.26\.0 is too old.*to 1\.27"),
+        ({"kv_type": "int8"}, "1.27.0", ""),
+        ({"windowed": True}, "1.23.2", r"window.*to 1\.24"),
+        ({"windowed": True}, "1.100.0", ""),
+        ({"weights": "int4-all"}, "1.22.1", r"int4-all weights.*to 1\.23"),
+        ({"weights": "int8"}, "1.23.0", ""),
+    ],
+)
+def test_a_runtime_too_old_for_a_model_is_one_line(
+    tmp_path: Path,
+    change: dict[str, Any],
+    version: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("onnxruntime.__version__", "1.26.0")
-    if decoder.manifest.kv_type == "float32":
-        Decoder.load(folder)
-        return
-    with pytest.raises(ModelLoadError, match=r"which onnxruntime 1\.26\.0 cannot.*to 1\.27"):
-        Decoder.load(folder)
+    manifest = replace(Manifest.load(pair_dir("drafter")), **change)
+    manifest.write(tmp_path)
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    with pytest.raises(
+        ModelLoadError, match=told or "cannot be run"
+    ) as caught:  # there is no graph
+        Decoder.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_bound_lives_until_the_call_is_over(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older runtimes keep no hold of it and would read memory that is somebody else's by then."""
+    values: list[weakref.ref[Any]] = []
+    wrap, run = decoder_module.ortvalue, decoder._session.run_with_iobinding
+
+    def noted(*args: Any) -> Any:
+        value = wrap(*args)
+        values.append(weakref.ref(value))
+        return value
+
+    def checked(binding: Any) -> None:
+        gc.collect()
+        assert all(value() is not None for value in values)
+        run(binding)
+
+    monkeypatch.setattr(decoder_module, "ortvalue", noted)
+    cache = decoder.new_cache(capacity=8)
+    values.clear()  # of these the arrays are kept, by decoder and cache
+    monkeypatch.setattr(decoder, "_session", SimpleNamespace(run_with_iobinding=checked))
+    decoder.run(cache, [1, 2, 3])
+    assert len(values) == 3
 
 
 def test_unusable_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
