@@ -71,7 +71,7 @@ RATES_MBPS = (1.0, 4.0, 16.0)
 DRAFT_S = (0.020, 0.025, 0.030)
 VERIFY = VerifyCost(fixed_s=0.100, per_request_s=0.004, per_row_s=0.001)
 ROUNDS_TO_SETTLE = 20
-SESSION_TOKENS = 400
+SESSION_TOKENS = 100  # short enough that a measurement sees many texts
 
 
 def main() -> int:

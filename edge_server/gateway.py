@@ -98,6 +98,9 @@ class Gateway:
         device, leaf = parsed
         if not self._strikes.allows(device, now_s=self._clock()):
             self.counters["banned"] += 1
+            if self._strikes.tell(device):
+                reason = "too many frames were refused; what this device sends is ignored for now"
+                self._say_reject(device, RejectCode.BUSY, reason, session=0, round_=0)
             return
         handler = {
             "draft": self._on_draft,

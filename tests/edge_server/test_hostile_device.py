@@ -101,6 +101,12 @@ def test_a_flood_is_ignored_for_a_while() -> None:
             evil.publish(up("evil", "draft"), b"rubbish")
     assert server.gateway.counters["banned"] > 200
     assert server.gateway.counters["rejected_malformed"] < 60
+    codes = [answer(evil).code.value for _ in range(41)]
+    first = codes.index("busy")
+    assert codes[:first] == ["malformed"] * first
+    assert first >= 39  # the bucket's size, and what leaked meanwhile
+    told = server.gateway.counters["rejected_busy"]
+    assert 1 <= told <= 1 + server.gateway.counters["rejected_malformed"] - first
 
 
 def test_a_device_that_hoards_sessions_loses_its_own_oldest() -> None:
