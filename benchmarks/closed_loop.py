@@ -43,7 +43,7 @@ from benchmarks.namespaces import (
     timer_lateness,
     wait_until,
 )
-from edge_server.scheduler.cell import Cell, Plan, VerifyCost
+from edge_server.scheduler.cell import Cell, Floats, Ints, Plan, VerifyCost
 from edge_server.scheduler.control import DraftControl
 from edge_server.scheduler.deadline import band, deadline, latency
 from edge_server.scheduler.estimators import SurvivalEstimator
@@ -383,24 +383,39 @@ def summary(trace: Trace, begin_s: float, end_s: float, cell: Cell) -> dict[str,
         predicted = np.mean([plan.goodput_tokens_per_s for plan in plans])
         found["predicted_tokens_per_s"] = round(float(predicted), 2)
     if plans and plans[0].policy == best.policy:
-        found["plans_worth"] = round(
-            float(np.median([worth(cell, plan) for plan in plans])) / best.goodput_tokens_per_s, 3
-        )
-        found["shares_off"] = round(float(np.median([shares_off(cell, plan) for plan in plans])), 3)
+        rounds_granted = granted(trace, begin_s, end_s)
+        worths = [worth(cell, *each) for each in rounds_granted]
+        found["grants_worth"] = round(float(np.median(worths)) / best.goodput_tokens_per_s, 3)
+        off = [shares_off(cell, *each) for each in rounds_granted]
+        found["shares_off"] = round(float(np.median(off)), 3)
     return found
 
 
-def worth(cell: Cell, plan: Plan) -> float:
-    """Return the tokens/s that a plan reaches in the true cell with the shares that it grants."""
-    arrived_s = float(latency(cell, plan.lengths, plan.bandwidth_hz).max())
-    tokens = cell.tokens()[np.arange(cell.count), plan.lengths].sum()
-    return float(tokens / (arrived_s + cell.verify_s(plan.lengths)))
+def granted(trace: Trace, begin_s: float, end_s: float) -> list[tuple[Ints, Floats]]:
+    """Return all boards' lengths and shares after every grant between two times."""
+    latest: dict[str, Grant] = {}
+    found = []
+    for at_s, device, grant in trace.grants:
+        latest[device] = grant
+        if begin_s <= at_s < end_s and len(latest) == len(trace.boards):
+            own = [latest[board] for board in trace.boards]
+            found.append(
+                (np.array([each.length for each in own]), np.array([each.share for each in own]))
+            )
+    return found
 
 
-def shares_off(cell: Cell, plan: Plan) -> float:
-    """Return the largest distance of a plan's shares from the right ones for its lengths (31)."""
-    right, _ = band(cell, plan.lengths, deadline(cell, plan.lengths))
-    return float(np.abs(plan.bandwidth_hz - right).max())
+def worth(cell: Cell, lengths: Ints, shares: Floats) -> float:
+    """Return the tokens/s that lengths and shares reach in the true cell."""
+    arrived_s = float(latency(cell, lengths, shares).max())
+    tokens = cell.tokens()[np.arange(cell.count), lengths].sum()
+    return float(tokens / (arrived_s + cell.verify_s(lengths)))
+
+
+def shares_off(cell: Cell, lengths: Ints, shares: Floats) -> float:
+    """Return the largest distance of shares from the right ones for these lengths (31)."""
+    right, _ = band(cell, lengths, deadline(cell, lengths))
+    return float(np.abs(shares - right).max())
 
 
 def reported_mbps(trace: Trace, begin_s: float, end_s: float) -> list[list[float]]:
