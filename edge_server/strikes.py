@@ -40,7 +40,7 @@ class Strikes:
         return allowed
 
     def tell(self, device: str) -> bool:
-        """Return whether an ignored device has not been told yet; it counts as told from then on."""
+        """Return whether an ignored device was not told yet; from then on it counts as told."""
         news = device not in self._told
         self._told.add(device)
         return news

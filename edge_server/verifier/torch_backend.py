@@ -245,15 +245,15 @@ class TorchVerifier:
             slot.segment.length + len(request.pending)
             for slot, request in zip(slots, requests, strict=True)
         ]
-        decided = list(zip(slots, requests, starts, strict=True))
+        drafts = list(zip(slots, requests, starts, strict=True))
         if self._model.decides:
-            trials = [slot.acceptor.trial(own, position=start) for slot, own, start in decided]
+            trials = [slot.acceptor.trial(own, position=start) for slot, own, start in drafts]
             outcomes = self._model.accept(spans, flat, score, trials)
         else:
             logits = np.split(self._model.run(spans, flat, score), list(accumulate(scored))[:-1])
             outcomes = [
                 slot.acceptor.accept(own_logits, own, position=start)
-                for (slot, own, start), own_logits in zip(decided, logits, strict=True)
+                for (slot, own, start), own_logits in zip(drafts, logits, strict=True)
             ]
         for slot, ids, start, outcome in zip(slots, rows, starts, outcomes, strict=True):
             slot.token_ids += ids

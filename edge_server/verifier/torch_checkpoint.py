@@ -1,0 +1,78 @@
+"""A Hugging Face decoder in a folder: choosing how to run it, loading, its shape and its hash.
+
+Knows nothing of passes and pools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from sdk.errors import ConfigError, ModelLoadError
+from sdk.model.manifest import file_record
+
+__all__ = ["DEVICES", "DTYPES", "choose", "kv_shape", "load_decoder", "weights_hash"]
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(device: str, dtype: str) -> tuple[str, torch.dtype]:
+    """Resolve "auto": CUDA where there is a GPU, with bf16; else the CPU, with fp32."""
+    if device not in DEVICES:
+        raise ConfigError(f"verifier: device {device!r} is not one of {', '.join(DEVICES)}")
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"verifier: type {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ConfigError("verifier: torch finds no CUDA device; choose --device cpu")
+    device = device if device != "auto" else "cuda" if there else "cpu"
+    dtype = dtype if dtype != "auto" else "fp32" if device == "cpu" else "bf16"
+    return device, DTYPES[dtype]
+
+
+def load_decoder(folder: Path, number_type: torch.dtype, *, attention: str) -> Any:
+    """Return a decoder with a registered attention; raise ModelLoadError if it cannot be run."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=number_type,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except Exception as error:  # missing, cut or foreign weights: every library has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelLoadError(
+            f"loading model: {folder} cannot be run by transformers ({reason}); "
+            "name a folder with config.json, tokenizer.json and *.safetensors"
+        ) from error
+    scores_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if not scores_rows or getattr(model.config, "attn_logit_softcapping", None):
+        raise ModelLoadError(
+            f"loading model: {type(model).__name__} is not supported by the torch verifier; "
+            "choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
+        )
+    model.requires_grad_(False)
+    return model.train(False)
+
+
+def kv_shape(config: Any) -> tuple[int, int, int]:
+    """Return layers, key heads and head size."""
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(config.num_hidden_layers), kv_heads, head_dim
+
+
+def weights_hash(folder: Path) -> str:
+    """Return SHA-256 over names and contents of all safetensors files, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {file_record(path).sha256}\n".encode())
+    return digest.hexdigest()
