@@ -92,6 +92,7 @@ class TorchModel:
         self.decides = decides
         self._static = static
         self._static_passes: dict[Bucket, StaticPass] = {}
+        self._graph_memory = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self._gather = gather
         self._invariant = invariant
         self.places = places
@@ -226,6 +227,7 @@ class TorchModel:
                 rows=StaticRows(self.pool, bucket, self._group),
                 forward=self._forward_static,
                 capture=self.pool.keys.is_cuda,
+                memory=self._graph_memory,
             )
         return self._static_passes[bucket]
 

@@ -24,6 +24,7 @@ _ROWS = (1, 2, 3, 5, 9, 17)
 _LEAST_KEYS = 256
 _MOST_ROWS = 512  # of all sessions; more is prefill, which runs in its own shapes
 _WARM_UPS = 2  # torch asks for runs before a capture: libraries allocate in them
+_LEAST_FREE = 1 / 16  # of the card's memory: with less, no more graphs
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 log = logging.getLogger(__name__)
@@ -124,11 +125,21 @@ class StaticPass:
     """One bucket's pass: eager, or on CUDA a captured graph where capturing works."""
 
     def __init__(
-        self, *, rows: StaticRows, forward: Callable[[StaticRows], Tensor], capture: bool
+        self,
+        *,
+        rows: StaticRows,
+        forward: Callable[[StaticRows], Tensor],
+        capture: bool,
+        memory: tuple[int, int] | None = None,
     ) -> None:
-        """Take the model's forward pass: [rows, vocab] logits of every row of the bucket."""
+        """Take the model's forward pass: [rows, vocab] logits of every row of the bucket.
+
+        `memory` is the pool of all graphs (`torch.cuda.graph_pool_handle`): one runs at a time, and
+        only its logits outlive the run, so they need scratch for the largest, not for all.
+        """
         self._rows = rows
         self._forward = forward
+        self._memory = memory
         self._wants_capture = capture
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None  # where a replayed graph leaves them
@@ -155,6 +166,9 @@ class StaticPass:
     def _capture(self) -> None:
         """Capture, try the graph against an eager pass, and drop it where they disagree."""
         try:
+            free, total = torch.cuda.mem_get_info()
+            if free < _LEAST_FREE * total:
+                raise RuntimeError(f"{free >> 20} MiB are left for passes of other shapes")
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -162,7 +176,7 @@ class StaticPass:
                     expected = self._eager()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._memory):
                 logits = self._eager()
             graph.replay()
             tolerance = _TOLERANCE[expected.dtype]
