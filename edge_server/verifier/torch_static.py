@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ class StaticPass:
         rows: StaticRows,
         forward: Callable[[StaticRows], Tensor],
         capture: bool,
-        memory: tuple[int, int] | None = None,
+        memory: Any = None,
     ) -> None:
         """Take the model's forward pass: [rows, vocab] logits of every row of the bucket.
 
