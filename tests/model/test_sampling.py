@@ -68,6 +68,12 @@ def test_likelihoods_are_as_defined_and_close_to_the_exponential(values: list[fl
     assert likelihoods(row(0.0, -math.inf), np.float32(0)).tolist() == [2**30, 0]
 
 
+def test_golden_likelihoods() -> None:
+    """W-SAMPLE-3: the document's figures, on every machine."""
+    found = likelihoods(row(-0.1, -1, -2.5, -10, -21.4, -22), np.float32(0))
+    assert found.tolist() == [971561792, 395007552, 88138096, 48748, 1, 0]
+
+
 SHAPES = st.builds(
     SamplingParameters,
     temperature=st.sampled_from([0.001, 0.3, 0.7, 1.0, 1.7, 100.0]),
