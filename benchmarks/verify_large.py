@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.draft.model import SHAPES as DRAFTERS
 from benchmarks.draft.model import save_tokenizer
 from benchmarks.machine import machine
 from benchmarks.verify import Shape, fit, spread
@@ -54,15 +55,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "num_attention_heads": 40,
         "num_key_value_heads": 8,
     },
-    "tiny": {
-        "model_type": "llama",
-        "vocab_size": 4096,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+    "tiny": {"model_type": "llama", **DRAFTERS["tiny"]},
 }
 COPIED_BYTES: Final = 1 << 30
 
