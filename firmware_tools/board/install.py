@@ -75,16 +75,18 @@ class Host:
 
 
 def install_seed(seed: Path, paths: BoardPaths, host: Host) -> bool:
-    """Install from a seed folder; return False if this release runs already.
+    """Install from a seed folder; return False if this release is there already.
 
     Raises:
         RefusedError: for another board, Python or C library, damaged or older files.
-        SlotError: while an update is on trial.
+        SlotError: while another release is on trial.
     """
     manifest = Manifest.from_bytes((seed / MANIFEST).read_bytes())
     host.check(manifest)
     with gzip.open(seed / PAYLOAD) as stream:
         verify_members(stream, manifest)
+    slots = Slots(paths)
+    slots.admits(manifest)
     _copy_identity(seed, paths)
     write_file(paths.guard, (seed / GUARD).read_bytes(), mode=0o755)
 
@@ -92,7 +94,6 @@ def install_seed(seed: Path, paths: BoardPaths, host: Host) -> bool:
         with gzip.open(seed / PAYLOAD) as stream:
             unpack_members(stream, manifest, folder)
 
-    slots = Slots(paths)
     changed = slots.install(manifest, unpack)
     _enable(paths, slots.load().active)
     return changed

@@ -32,11 +32,11 @@ class Slots:
         except FileNotFoundError:
             return State()
 
-    def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
-        """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
+    def admits(self, manifest: Manifest) -> bool:
+        """Say whether installing this release changes anything; changes nothing itself.
 
         Returns:
-            False if the running slot holds this very release already.
+            False if the running slot holds this very release already, proven or on trial.
 
         Raises:
             RefusedError: older, if a newer release runs.
@@ -44,7 +44,7 @@ class Slots:
         """
         state = self.load()
         running = state.running
-        if running.release == manifest.release and running.status == moves.GOOD:
+        if running.release == manifest.release and running.status in (moves.GOOD, moves.INSTALLED):
             return False
         if running.release >= manifest.release and running.status == moves.GOOD:
             raise RefusedError(
@@ -52,7 +52,17 @@ class Slots:
                 f"release {manifest.release} ({manifest.version}) is below the running "
                 f"{running.release} ({running.version})",
             )
-        state = self._save(moves.begin(state))
+        moves.begin(state)
+        return True
+
+    def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
+        """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
+
+        Returns and raises as `admits`.
+        """
+        if not self.admits(manifest):
+            return False
+        state = self._save(moves.begin(self.load()))
         folder = self.paths.slot(state.other)
         remove_tree(folder)
         unpack(folder)
