@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firmware_tools.board import state as moves
 from firmware_tools.board.paths import SLOTS, BoardPaths
+from firmware_tools.board.space import check_space, size_of
 from firmware_tools.board.state import Slot, State
 from firmware_tools.bundle.manifest import Manifest
 from firmware_tools.bundle.tree import check_folder
@@ -58,12 +59,13 @@ class Slots:
     def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
         """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
 
-        Returns and raises as `admits`.
+        Returns and raises as `admits`; a full disk is a SlotError too.
         """
         if not self.admits(manifest):
             return False
+        folder = self.paths.slot(self.load().other)
+        check_space(folder, manifest.unpacked_bytes - size_of(folder))
         state = self._save(moves.begin(self.load()))
-        folder = self.paths.slot(state.other)
         remove_tree(folder)
         unpack(folder)
         state = self._save(moves.finish(state, version=manifest.version, release=manifest.release))

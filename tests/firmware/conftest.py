@@ -1,11 +1,16 @@
-"""A key store shared by the firmware tests."""
+"""A key store, a fleet and a broker shared by the firmware tests."""
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from firmware_broker import NOW
+from firmware_fleet import Fleet, Wire
 
 from firmware_tools.keys import KeyStore
 
@@ -21,3 +26,25 @@ def _spare_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def key_store(tmp_path_factory: pytest.TempPathFactory) -> KeyStore:
     """One authority for the whole session; devices are issued per test."""
     return KeyStore.create(tmp_path_factory.mktemp("keys"), ["localhost", "127.0.0.1"], now=NOW)
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Fleet:
+    return Fleet(tmp_path_factory.mktemp("fleet"), key_store)
+
+
+@pytest.fixture
+def fleet(shared_fleet: Fleet, tmp_path: Path) -> Fleet:
+    """The session's release, with boards of the test's own."""
+    own = copy.copy(shared_fleet)
+    own.folder = tmp_path
+    shutil.copytree(shared_fleet.folder / "release", tmp_path / "release")
+    return own
+
+
+@pytest.fixture
+def wire(tmp_path: Path, key_store: KeyStore) -> Iterator[Wire]:
+    wire = Wire(tmp_path, key_store)
+    wire.start()
+    yield wire
+    wire.stop()
