@@ -41,7 +41,7 @@ class Slots:
 
         Raises:
             RefusedError: older, if a newer release runs.
-            SlotError: as `firmware_tools.board.state.begin`.
+            SlotError: as `firmware_tools.board.state.begin`, or if the disk is too full for it.
         """
         state = self.load()
         running = state.running
@@ -54,18 +54,19 @@ class Slots:
                 f"{running.release} ({running.version})",
             )
         moves.begin(state)
+        replaced = self.paths.slot(state.other)
+        check_space(replaced, manifest.unpacked_bytes - size_of(replaced))
         return True
 
     def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
         """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
 
-        Returns and raises as `admits`; a full disk is a SlotError too.
+        Returns and raises as `admits`.
         """
         if not self.admits(manifest):
             return False
-        folder = self.paths.slot(self.load().other)
-        check_space(folder, manifest.unpacked_bytes - size_of(folder))
         state = self._save(moves.begin(self.load()))
+        folder = self.paths.slot(state.other)
         remove_tree(folder)
         unpack(folder)
         state = self._save(moves.finish(state, version=manifest.version, release=manifest.release))

@@ -120,6 +120,13 @@ _SIGNS = (
     ("no route to host", "{host} is not reachable: check cable, Wi-Fi and address"),
     ("timed out", "{host} does not answer: check cable, Wi-Fi and address"),
     ("could not resolve", "{host} has no address: try its number instead"),
+    ("sudo: not found", "the board has no sudo: give root@{host}, or install it"),
+    ("sudo: command not found", "the board has no sudo: give root@{host}, or install it"),
+    ("not in the sudoers", "{address} may not use sudo: give root@{host}, or another user"),
+    *(
+        (sign, "the connection to {host} was lost: run it again, it goes on where it stopped")
+        for sign in ("connection closed", "connection reset", "closed by remote", "broken pipe")
+    ),
     ("no space left", "the board's disk is full: make room and run it again"),
     ("incorrect password", "sudo on the board did not take the password"),
     ("sorry, try again", "sudo on the board did not take the password"),

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 from firmware_broker import NOW
+from firmware_bundles import make_bundle
 from firmware_fleet import Fleet, Wire
+from firmware_ssh import Server
 
+from firmware_tools.bundle.signed import open_bundle
 from firmware_tools.keys import KeyStore
+from firmware_tools.seed import Identity, make_seed
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +52,32 @@ def wire(tmp_path: Path, key_store: KeyStore) -> Iterator[Wire]:
     wire.start()
     yield wire
     wire.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    if not Path("/usr/sbin/sshd").exists() or os.getuid():
+        pytest.skip("needs root and openssh-server (apt: openssh-server)")
+    with Server(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ssh_bundle(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("ssh"), key_store)
+
+
+@pytest.fixture(scope="session")
+def ssh_seed(
+    ssh_bundle: Path, tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore
+) -> Path:
+    folder = tmp_path_factory.mktemp("ssh-seed")
+    identity = Identity(
+        files=key_store.issue_device("ssh-1", now=NOW),
+        broker_host="broker.lan",
+        broker_port=8883,
+        bundle_key=key_store.read("bundle.pub"),
+        root=b"{}",
+    )
+    make_seed(open_bundle(ssh_bundle, [key_store.verify_key("bundle")]), identity, folder, now=NOW)
+    return folder

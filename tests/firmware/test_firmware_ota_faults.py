@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from firmware_broker import NOW
+from firmware_disk import small_disk
 from firmware_fleet import (
     TO_TWO,
     Fleet,
@@ -187,19 +187,6 @@ def test_an_update_that_nobody_hears_of_stays(fleet: Fleet, wire: Wire) -> None:
         assert rollout.failures == []
         state = machine.slots.load()
         assert (state.running.version, state.running.status) == ("2.0.0", GOOD)
-
-
-@contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
-    """Mount a disk of this size at `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    options = ["-t", "tmpfs", "-o", f"size={size_bytes >> 10}k", "none", str(folder)]
-    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("needs root, to mount a small disk")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("folder", ["opt/multispin", "var/lib/multispin"])
