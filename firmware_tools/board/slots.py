@@ -19,6 +19,8 @@ from firmware_tools.errors import RefusedError, SlotError
 
 __all__ = ["Slots"]
 
+_BLOCK_BYTES = 4096  # what a file wastes of the disk at most
+
 
 class Slots:
     """Reads and changes the slots of one board."""
@@ -55,7 +57,8 @@ class Slots:
             )
         moves.begin(state)
         replaced = self.paths.slot(state.other)
-        check_space(replaced, manifest.unpacked_bytes - size_of(replaced))
+        blocks_bytes = _BLOCK_BYTES * len(manifest.files)
+        check_space(replaced, manifest.unpacked_bytes + blocks_bytes - size_of(replaced))
         return True
 
     def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
