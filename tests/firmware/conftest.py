@@ -12,6 +12,7 @@ import pytest
 from firmware_broker import NOW
 from firmware_bundles import make_bundle
 from firmware_fleet import Fleet, Wire
+from firmware_images import make_image
 from firmware_ssh import Server
 
 from firmware_tools.bundle.signed import open_bundle
@@ -81,3 +82,9 @@ def ssh_seed(
     )
     make_seed(open_bundle(ssh_bundle, [key_store.verify_key("bundle")]), identity, folder, now=NOW)
     return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("images")
+    return {table: make_image(folder / table, table=table) for table in ("dos", "gpt")}
