@@ -12,6 +12,7 @@ import pytest
 from firmware_broker import NOW
 from firmware_disk import small_disk
 from firmware_fleet import (
+    PI,
     TO_TWO,
     Fleet,
     Machine,
@@ -23,11 +24,13 @@ from firmware_fleet import (
     serving,
     wish,
 )
+from firmware_power import power_for
 
 from firmware_tools.board.slots import Slots
 from firmware_tools.board.space import size_of
 from firmware_tools.board.state import GOOD
 from firmware_tools.bundle.release import Release
+from firmware_tools.ota.agent import Agent
 from firmware_tools.ota.messages import Block, Command, Request
 from firmware_tools.ota.operator import SUBSCRIPTIONS
 from firmware_tools.ota.shop import Shop
@@ -187,6 +190,33 @@ def test_an_update_that_nobody_hears_of_stays(fleet: Fleet, wire: Wire) -> None:
         assert rollout.failures == []
         state = machine.slots.load()
         assert (state.running.version, state.running.status) == ("2.0.0", GOOD)
+
+
+def test_the_power_cut_before_every_sixth_write_of_an_update_over_the_air(fleet: Fleet) -> None:
+    """Those of the slots are cut one by one in test_firmware_slots.py."""
+    shop = Shop(release=fleet.folder / "release")
+    for changes in range(0, 1000, 6):
+        device = f"cut-{changes}"
+        with memory_agent(fleet, device) as (agent, boss, slots), serving(boss, device, shop):
+            home = slots.paths.home / "slots"
+            wish(boss, device, TO_TWO)
+            with power_for(slots.paths.root, changes, spared=home) as mains:
+                run_until_told(agent, TO_TWO.id)
+            if slots.started().trying:  # the next boot
+                slots.good()
+            again = Agent(files=agent.files, transport=agent.transport, host=PI)
+            again._puller.timeout_s = 0.05
+            wish(boss, device, TO_TWO)  # retained: the broker gives it to every connection
+            if run_until_told(again, TO_TWO.id).status == "restarting":
+                slots.good()
+                again.restart_wanted = False
+                assert run_until_told(again, TO_TWO.id).status == "successful"
+            state = slots.load()
+            assert (state.running.version, state.running.status) == ("2.0.0", GOOD)
+            assert state.slots["a"].status == GOOD
+            if mains.seen <= changes:
+                return
+    raise AssertionError("never finished")
 
 
 @pytest.mark.parametrize("folder", ["opt/multispin", "var/lib/multispin"])
