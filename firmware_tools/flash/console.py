@@ -171,7 +171,7 @@ class Console:
             self._send("sudo -n -s")
         else:
             self._give_password(password)
-        if not self._is_shell() or self.check("id -u").strip() != "0":
+        if not self._reach_shell() or self.check("id -u").strip() != "0":
             raise FlashError("flash serial: sudo gave no root shell; log in with --user root")
 
     def _give_password(self, password: str) -> None:
@@ -187,9 +187,18 @@ class Console:
         if found == 0:
             return
         self._child.send("\x03")
+        self._reach_shell()
         if found <= len(no_more):
             raise FlashError("flash serial: this user may not use sudo; log in with --user root")
         raise FlashError("flash serial: sudo did not take the password")
+
+    def _reach_shell(self) -> bool:
+        """Say whether a shell answers, now that another program has started or ended."""
+        for _ in range(3):
+            self._settle()
+            if self._is_shell():
+                return True
+        return False
 
     def _is_shell(self) -> bool:
         """Say whether what looks like a prompt is one, and quieten it."""

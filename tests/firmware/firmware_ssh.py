@@ -26,7 +26,7 @@ platform.machine = lambda: "aarch64"
 sys.version_info = (3, 11, 0, "final", 0)
 plain = builtins.open
 def below(path, *more, **options):
-    if isinstance(path, str) and path.startswith("/opt/multispin"):
+    if isinstance(path, str) and path.startswith(("/opt/multispin", "/var/lib/multispin")):
         path = root + path
     return plain(path, *more, **options)
 if sys.argv[1] == "-":

@@ -78,7 +78,7 @@ def test_a_seed_installs_everything_once(seed: Path, board: Slots) -> None:
     assert install_seed(seed, paths, PI) is False
     after = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
-    assert changed <= {"guard.pyz", "multispin.service", "clock"}
+    assert changed <= {"guard.pyz", "multispin.service", "clock", "identity.sha256"}
 
 
 @pytest.mark.parametrize(

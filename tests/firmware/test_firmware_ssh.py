@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import stat
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from firmware_broker import free_port
 from firmware_ssh import Server, flash, no_password
 
+from firmware_tools.board.state import GOOD
 from firmware_tools.errors import FlashError
 from firmware_tools.flash.jetson_verb import command_line, missing
 from firmware_tools.flash.ssh import Remote, flash_over_ssh
@@ -20,7 +22,10 @@ from firmware_tools.keys import KeyStore
 from sdk.cli import main
 
 
-def test_a_board_is_installed_and_a_second_run_does_nothing(server: Server, ssh_seed: Path) -> None:
+def test_a_board_is_installed_and_a_second_run_brings_only_what_is_new(
+    server: Server, ssh_seed: Path, tmp_path: Path
+) -> None:
+    ssh_seed = Path(shutil.copytree(ssh_seed, tmp_path / "seed"))
     assert flash(server, ssh_seed)
     state = server.slots.load()
     assert (state.running.version, state.trying) == ("1.0.0", True)
@@ -28,6 +33,10 @@ def test_a_board_is_installed_and_a_second_run_does_nothing(server: Server, ssh_
     assert not list((server.folder / "home").iterdir())  # no secret stays behind
     server.slots.good()
     assert flash(server, ssh_seed) is False
+    (ssh_seed / "device.crt").write_bytes(b"issued anew")
+    assert flash(server, ssh_seed)
+    assert (server.root / "etc/multispin/device.crt").read_bytes() == b"issued anew"
+    assert server.slots.load().running.status == GOOD  # its slot is the same
 
 
 @pytest.mark.slow
