@@ -269,14 +269,14 @@ def test_a_device_whose_certificate_was_revoked(fleet: Fleet, wire: Wire) -> Non
     wire.start()
     slots = fleet.board("lost-7")
     before = every_file(slots)
-    rollout = dataclasses.replace(fleet.rollout("lost-7"), silence_s=1.0)
+    rollout = dataclasses.replace(fleet.rollout("lost-7"), silence_s=0.3)
     with wire.operator() as boss, wire.board("lost-7") as lost:
         boss.connect(10)
         with pytest.raises(ConnectError, match="revoked"):
             lost.connect(10)
         wish(boss, "lost-7", TO_TWO)
         agent = Agent(files=fleet.files(slots, "lost-7"), transport=lost, host=Host.present())
-        agent.run_once(0.5)
+        agent.run_once(0.1)
         assert not fleet.operator(boss, rollout).run()
     report = rollout.boards["lost-7"].report
     assert report is not None

@@ -40,7 +40,7 @@ def test_a_shell_is_found_from_wherever_the_console_stands(
     tmp_path: Path, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "~" in state.get("boot", ""):  # what looks like a prompt does not answer
-        monkeypatch.setattr(console_module, "_STEP_S", 2.0)
+        monkeypatch.setattr(console_module, "_STEP_S", 1.0)
     if "less" in state.get("pager", "") and shutil.which("less") is None:
         pytest.skip("apt: less")
     with FakeBoard(tmp_path, **state) as board:

@@ -192,10 +192,10 @@ def test_an_update_that_nobody_hears_of_stays(fleet: Fleet, wire: Wire) -> None:
         assert (state.running.version, state.running.status) == ("2.0.0", GOOD)
 
 
-def test_the_power_cut_before_every_sixth_write_of_an_update_over_the_air(fleet: Fleet) -> None:
+def test_the_power_cut_before_every_ninth_write_of_an_update_over_the_air(fleet: Fleet) -> None:
     """Those of the slots are cut one by one in test_firmware_slots.py."""
     shop = Shop(release=fleet.folder / "release")
-    for changes in range(0, 1000, 6):
+    for changes in range(0, 1000, 9):
         device = f"cut-{changes}"
         with memory_agent(fleet, device) as (agent, boss, slots), serving(boss, device, shop):
             home = slots.paths.home / "slots"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from firmware_console import FakeBoard, console_on
 
+import firmware_tools.flash.push as push_module
 from firmware_tools.errors import FlashError
 from firmware_tools.flash import serial_verb
 from firmware_tools.flash.push import RECEIVER, Push, seconds_for
@@ -90,8 +91,10 @@ def test_a_seed_is_pushed_byte_for_byte_over_a_bad_wire(tmp_path: Path, receiver
     assert same(seed, receiver)
 
 
-@pytest.mark.slow
-def test_damaged_and_lost_frames_are_sent_again(tmp_path: Path) -> None:
+def test_damaged_and_lost_frames_are_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "_ANSWER_S", 0.5)
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)) * 100)
     (tmp_path / "receiver.py").write_text(RECEIVER)
