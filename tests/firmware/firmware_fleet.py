@@ -173,11 +173,11 @@ class Wire:
     def stop(self) -> None:
         self._broker.close()
 
-    def operator(self) -> MqttTransport:
+    def operator(self, client_id: str = "flash-test") -> MqttTransport:
         config = self._config(self.keys.public / "edge.crt", self.keys.secret / "edge.key")
         return MqttTransport(
             broker=config,
-            client_id="flash-test",
+            client_id=client_id,
             subscriptions=SUBSCRIPTIONS,
             backlog_bytes=16 << 20,
         )

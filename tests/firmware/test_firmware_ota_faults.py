@@ -164,6 +164,16 @@ def test_two_rollouts_of_one_board_both_hear_the_truth(third: Fleet) -> None:
         assert machine.slots.load().running.version == "3.0.0"
 
 
+def test_a_rollout_hears_another_s_command_by_production_s_rules(wire: Wire) -> None:
+    with wire.operator("one") as one, wire.operator("two") as two:
+        for each in (one, two):
+            each.connect(10)
+        wish(two, "both-1", TO_TWO)
+        heard = one.receive(10)
+        assert heard is not None
+        assert heard.topic == topics.down("both-1", "update")
+
+
 def test_an_update_that_nobody_hears_of_stays(fleet: Fleet, wire: Wire) -> None:
     """The broker goes away after the slot was switched, and comes back after the verdict."""
     with ExitStack() as stack:
