@@ -133,6 +133,8 @@ def production_conf(listener: TlsListener) -> str:
 def mosquitto_acl(*, server: str = "edge") -> str:
     """Return access rules: a device has its own topics, `server` everybody's.
 
+    Tools with the server's certificate read commands too: none clears what another gave.
+
     %u is the name in the client's certificate, which it cannot choose; its client id, which it
     can, decides nothing.
     """
@@ -143,5 +145,5 @@ def mosquitto_acl(*, server: str = "edge") -> str:
         f"\nuser {server}\n"
         "topic read sd/1/+/up/#\n"
         "topic read sd/1/+/status\n"
-        "topic write sd/1/+/down/#\n"
+        "topic readwrite sd/1/+/down/#\n"
     )

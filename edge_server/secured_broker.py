@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 SERVER = "edge"
 """Common name of the edge server's certificate."""
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::")  # noqa: S104
 _EVERYWHERE = "0.0.0.0"  # noqa: S104
 _LOOK_EVERY_S = 0.5
 
@@ -68,7 +68,7 @@ class SecuredBroker:
         if not key_file.is_file():
             raise ConfigError(f"keys: {key_file} is missing; name its folder with --secrets")
         self.config = BrokerConfig(
-            host="localhost" if host is None or host in _LOOPBACK else host,
+            host="localhost" if host is None or host in _LOCAL else host,
             port=port,
             ca_file=keys / "ca.crt",
             cert_file=cert_file,

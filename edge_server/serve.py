@@ -172,11 +172,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    _check_bounds(args)
+    _check_broker(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    _check_bounds(args)
     with ExitStack() as stack:
         verifier = _load_verifier(args)
         energy = stack.enter_context(meter_server(args.energy))
@@ -289,11 +290,22 @@ def _serve_metrics(
     )
 
 
+def _check_broker(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before a model is loaded for nothing."""
+    if args.secrets and not args.keys:
+        raise ConfigError("--secrets: give --keys too")
+    if args.keys and (args.config or args.broker not in ("auto", "mosquitto")):
+        raise ConfigError("--keys: starts a mosquitto of its own; leave --config and --broker out")
+    if args.keys and args.port == 0:
+        raise ConfigError("--port 0: boards must know the port; with --keys give one")
+
+
 def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
     if args.keys:
-        return _start_secured(args, stack)
-    if args.secrets:
-        raise ConfigError("--secrets: give --keys too")
+        port = args.port or _TLS_PORT
+        return stack.enter_context(
+            SecuredBroker(args.keys, secrets=args.secrets, host=args.listen, port=port)
+        ).config
     if args.config:
         return load_config(args.config).broker
     if args.broker in _OWN_BROKERS:
@@ -305,18 +317,6 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
             )
         ).config
     return BrokerConfig.parse(args.broker)
-
-
-def _start_secured(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
-    if args.config or args.broker not in ("auto", "mosquitto"):
-        raise ConfigError("--keys: starts a mosquitto of its own; leave --config and --broker out")
-    if args.port == 0:
-        raise ConfigError("--port 0: boards must know the port; with --keys give one")
-    return stack.enter_context(
-        SecuredBroker(
-            args.keys, secrets=args.secrets, host=args.listen, port=args.port or _TLS_PORT
-        )
-    ).config
 
 
 def _connect(broker: BrokerConfig) -> MqttTransport:

@@ -30,6 +30,7 @@ _GUARD_MODULES = (
     "durable.py",
     "board/__init__.py",
     "board/paths.py",
+    "board/space.py",
     "board/state.py",
     "board/slots.py",
     "board/install.py",

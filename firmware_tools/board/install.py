@@ -11,6 +11,7 @@ checked against the manifest's hashes. A second run changes nothing.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import platform
 import re
@@ -26,9 +27,19 @@ from firmware_tools.bundle.tree import unpack_members, verify_members
 from firmware_tools.durable import write_file
 from firmware_tools.errors import RefusedError
 
-__all__ = ["CLOCK", "GUARD", "IDENTITY", "MANIFEST", "PAYLOAD", "Host", "install_seed"]
+__all__ = [
+    "CLOCK",
+    "GUARD",
+    "IDENTITY",
+    "MANIFEST",
+    "PAYLOAD",
+    "Host",
+    "identity_digest",
+    "install_seed",
+]
 
 MANIFEST, PAYLOAD, GUARD, CLOCK = "manifest.json", "payload.tar.gz", "guard.pyz", "clock"
+DIGEST = "identity.sha256"
 IDENTITY = ("multispin.toml", "ca.crt", "device.crt", "device.key", "bundle.pub", "root.json")
 _SECRET = {"device.key", "multispin.toml"}
 _UNIT = "multispin.service"
@@ -75,16 +86,18 @@ class Host:
 
 
 def install_seed(seed: Path, paths: BoardPaths, host: Host) -> bool:
-    """Install from a seed folder; return False if this release runs already.
+    """Install from a seed folder; return False if this release is there already.
 
     Raises:
         RefusedError: for another board, Python or C library, damaged or older files.
-        SlotError: while an update is on trial.
+        SlotError: while another release is on trial.
     """
     manifest = Manifest.from_bytes((seed / MANIFEST).read_bytes())
     host.check(manifest)
     with gzip.open(seed / PAYLOAD) as stream:
         verify_members(stream, manifest)
+    slots = Slots(paths)
+    slots.admits(manifest)
     _copy_identity(seed, paths)
     write_file(paths.guard, (seed / GUARD).read_bytes(), mode=0o755)
 
@@ -92,7 +105,6 @@ def install_seed(seed: Path, paths: BoardPaths, host: Host) -> bool:
         with gzip.open(seed / PAYLOAD) as stream:
             unpack_members(stream, manifest, folder)
 
-    slots = Slots(paths)
     changed = slots.install(manifest, unpack)
     _enable(paths, slots.load().active)
     return changed
@@ -105,8 +117,17 @@ def _copy_identity(seed: Path, paths: BoardPaths) -> None:
         target = paths.config / name
         if not target.exists() or target.read_bytes() != content:
             write_file(target, content, mode=0o600 if name in _SECRET else 0o644)
+    write_file(paths.data / DIGEST, identity_digest(seed).encode())
     if (seed / CLOCK).exists():
         write_file(paths.data / CLOCK, (seed / CLOCK).read_bytes())
+
+
+def identity_digest(seed: Path) -> str:
+    """Return one hash of a seed's identity, by which `flash ssh` sees that it is there already."""
+    digest = hashlib.sha256()
+    for name in _present(seed, IDENTITY):
+        digest.update(hashlib.sha256((seed / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _present(seed: Path, names: Sequence[str]) -> list[str]:

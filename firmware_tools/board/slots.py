@@ -10,6 +10,7 @@ from pathlib import Path
 
 from firmware_tools.board import state as moves
 from firmware_tools.board.paths import SLOTS, BoardPaths
+from firmware_tools.board.space import check_space, size_of
 from firmware_tools.board.state import Slot, State
 from firmware_tools.bundle.manifest import Manifest
 from firmware_tools.bundle.tree import check_folder
@@ -17,6 +18,8 @@ from firmware_tools.durable import remove_tree, replace_link, write_file
 from firmware_tools.errors import RefusedError, SlotError
 
 __all__ = ["Slots"]
+
+_BLOCK_BYTES = 4096  # what a file wastes of the disk at most
 
 
 class Slots:
@@ -32,19 +35,19 @@ class Slots:
         except FileNotFoundError:
             return State()
 
-    def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
-        """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
+    def admits(self, manifest: Manifest) -> bool:
+        """Say whether installing this release changes anything; changes nothing itself.
 
         Returns:
-            False if the running slot holds this very release already.
+            False if the running slot holds this very release already, proven or on trial.
 
         Raises:
             RefusedError: older, if a newer release runs.
-            SlotError: as `firmware_tools.board.state.begin`.
+            SlotError: as `firmware_tools.board.state.begin`, or if the disk is too full for it.
         """
         state = self.load()
         running = state.running
-        if running.release == manifest.release and running.status == moves.GOOD:
+        if running.release == manifest.release and running.status in (moves.GOOD, moves.INSTALLED):
             return False
         if running.release >= manifest.release and running.status == moves.GOOD:
             raise RefusedError(
@@ -52,7 +55,20 @@ class Slots:
                 f"release {manifest.release} ({manifest.version}) is below the running "
                 f"{running.release} ({running.version})",
             )
-        state = self._save(moves.begin(state))
+        moves.begin(state)
+        replaced = self.paths.slot(state.other)
+        blocks_bytes = _BLOCK_BYTES * len(manifest.files)
+        check_space(replaced, manifest.unpacked_bytes + blocks_bytes - size_of(replaced))
+        return True
+
+    def install(self, manifest: Manifest, unpack: Callable[[Path], None]) -> bool:
+        """Unpack a verified bundle into the slot that does not run, and let it run, on trial.
+
+        Returns and raises as `admits`.
+        """
+        if not self.admits(manifest):
+            return False
+        state = self._save(moves.begin(self.load()))
         folder = self.paths.slot(state.other)
         remove_tree(folder)
         unpack(folder)

@@ -100,16 +100,20 @@ class State:
             slots = {name: Slot(**_known(Slot, slot)) for name, slot in found["slots"].items()}
             return cls(**_known(cls, found) | {"slots": slots})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SlotError(f"slots: state.json is damaged: {error}") from error
+            raise SlotError(
+                f"slots: state.json is damaged: {error}; restart the board, its guard makes it anew"
+            ) from error
 
 
 def begin(state: State) -> State:
     """Give up what the other slot holds, to write a new installation there.
 
+    A slot that is bad and runs for want of a better one does not stand in the way.
+
     Raises:
         SlotError: while the running slot is on trial, or if the other is the only good one.
     """
-    if state.trying:
+    if state.trying and state.running.status != BAD:
         raise SlotError(
             f"slots: release {state.running.release} is on trial; wait until it is good or bad"
         )

@@ -15,19 +15,23 @@ from typing import Any
 
 from firmware_tools.errors import FlashError
 
-__all__ = ["Console", "open_port"]
+__all__ = ["Console", "open_port", "why_no_prompt"]
 
 _LOGIN, _PASSWORD, _SHELL, _PAGER, _REFUSED = range(5)
+_END_OF_LINE = rb"(\x1b\[[0-9;?]*[a-zA-Z])*$"
+_AGAIN = rb"sudo password: $|[Ss]orry, try again"
 _PROMPTS = [
     rb"login: ?$",
     rb"[Pp]assword[^\n]{0,40}: ?$",
-    rb"[#$%>] ?(\x1b\[[0-9;?]*[a-zA-Z])*$",
-    rb"\(END\)|--More--",
+    rb"[#$%>] ?" + _END_OF_LINE,
+    rb"\(END\)|--More--|lines \d+-\d+|(^|\n|\r)(\x1b\[[0-9;?]*[a-zA-Z])*:" + _END_OF_LINE,
     rb"Login incorrect",
 ]
 _SILENCE_S = 0.3
 _STEP_S = 5.0
 _KEPT_BYTES = 8192
+_SAID = 3
+"""Times that a mark is printed: messages of the kernel may fall into the middle of one."""
 
 
 def open_port(port: str, baud: int) -> Any:
@@ -96,7 +100,7 @@ class Console:
 
         self._child = pexpect.fdpexpect.fdspawn(self.port, timeout=_STEP_S)
         deadline_s = time.monotonic() + self.patience_s
-        sent_user = False
+        sent_user = sent_password = False
         while time.monotonic() < deadline_s:
             self._settle()
             found = self._look()
@@ -105,15 +109,16 @@ class Console:
                 sent_user = True
             elif found == _PASSWORD and sent_user:
                 self._send(password)
+                sent_password = True
             elif found == _SHELL and self._is_shell():
                 return
             elif found == _PAGER:
                 self._child.send("q")
-            elif found == _REFUSED:
+            elif found == _REFUSED and sent_password:
                 raise FlashError(f"flash serial: the board refused user {user}; try --user, --ask")
             else:
                 self._send("")
-        raise FlashError(self._why_not())
+        raise FlashError(why_no_prompt(self._seen))
 
     def run(self, command: str, timeout_s: float = 60.0) -> tuple[int, str]:
         """Run one line in the shell and return its exit code and output.
@@ -125,8 +130,9 @@ class Console:
 
         mark = secrets.token_hex(6)
         # The mark is split in the command, so that its echo is not taken for its end.
-        begin = f"printf '\\n%s-%s\\n' BEGIN {mark}"
-        end = f"printf '\\n%s-%s %d\\n' END {mark} $?"
+        says = f"for _n in {'x ' * _SAID}; do printf"
+        begin = f"{says} '\\n%s-%s\\n' BEGIN {mark}; done"
+        end = f"_c=$?; {says} '\\n%s-%s %d\\n' END {mark} $_c; done"
         self._send(f"{begin}; {command}; {end}")
         try:
             self._child.expect_exact(f"BEGIN-{mark}".encode(), timeout=timeout_s)
@@ -135,9 +141,11 @@ class Console:
             raise FlashError(f"flash serial: no end of {command[:40]!r}…; run it again") from error
         except (pexpect.EOF, OSError) as error:
             raise FlashError("flash serial: the cable was pulled; plug it in, run again") from error
-        text = self._child.before.decode(errors="replace")
+        code = int(self._child.match[1])
+        said = self._child.before.rpartition(f"BEGIN-{mark}".encode())[2]
+        text = said.decode(errors="replace")
         plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "")
-        return int(self._child.match[1]), plain.strip("\n")
+        return code, plain.strip("\n")
 
     def start(self, command: str) -> None:
         """Start a command that takes the wire over."""
@@ -159,11 +167,38 @@ class Console:
         """
         if self.check("id -u").strip() == "0":
             return
-        self._send("sudo -k; exec sudo -p 'sudo password: ' -s")
-        self._child.expect(rb"sudo password: $", timeout=_STEP_S)
-        self._send(password)
-        if self.check("id -u").strip() != "0":
-            raise FlashError("flash serial: sudo did not take the password")
+        if self.run("sudo -n true")[0] == 0:
+            self._send("sudo -n -s")
+        else:
+            self._give_password(password)
+        if not self._reach_shell() or self.check("id -u").strip() != "0":
+            raise FlashError("flash serial: sudo gave no root shell; log in with --user root")
+
+    def _give_password(self, password: str) -> None:
+        """Start a root shell and answer what sudo asks; without one, get back to our own shell."""
+        import pexpect
+
+        no_more = [rb"not found", rb"not in the sudoers|not allowed|may not", pexpect.TIMEOUT]
+        self._send("sudo -k -p 'sudo password: ' -s")
+        found = self._child.expect([rb"sudo password: $", *no_more], timeout=_STEP_S)
+        if found == 0:
+            self._send(password)
+            found = self._child.expect([rb"[#$%>] ?" + _END_OF_LINE, *no_more, _AGAIN])
+        if found == 0:
+            return
+        self._child.send("\x03")
+        self._reach_shell()
+        if found <= len(no_more):
+            raise FlashError("flash serial: this user may not use sudo; log in with --user root")
+        raise FlashError("flash serial: sudo did not take the password")
+
+    def _reach_shell(self) -> bool:
+        """Say whether a shell answers, now that another program has started or ended."""
+        for _ in range(3):
+            self._settle()
+            if self._is_shell():
+                return True
+        return False
 
     def _is_shell(self) -> bool:
         """Say whether what looks like a prompt is one, and quieten it."""
@@ -203,14 +238,15 @@ class Console:
         except OSError as error:
             raise FlashError("flash serial: the cable was pulled; run it again") from error
 
-    def _why_not(self) -> str:
-        seen = self._seen
-        if not seen.strip(b"\x00\r\n"):
-            return (
-                "flash serial: the board says nothing: check power, ground, and TX to RX; on a "
-                "Raspberry Pi set enable_uart=1 in config.txt"
-            )
-        strange = sum(byte > 126 or byte < 7 for byte in seen)
-        if strange * 5 > len(seen):
-            return "flash serial: the board sends garbage: wrong speed; try --baud 115200 or 9600"
-        return "flash serial: no login prompt; is a getty on this port? (console= in cmdline.txt)"
+
+def why_no_prompt(seen: bytes) -> str:
+    """Return what to do about a console that showed this and no prompt."""
+    if not seen.strip(b"\x00\r\n"):
+        return (
+            "flash serial: the board says nothing: check power, ground, and TX to RX; on a "
+            "Raspberry Pi set enable_uart=1 in config.txt"
+        )
+    strange = sum(not 32 <= byte <= 126 and byte not in b"\t\r\n\x1b" for byte in seen)
+    if strange * 5 > len(seen):
+        return "flash serial: the board sends garbage: wrong speed; try --baud 115200 or 9600"
+    return "flash serial: no login prompt; is a getty on this port? (console= in cmdline.txt)"

@@ -5,8 +5,11 @@ Knows nothing about what the files mean.
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +19,7 @@ from firmware_tools.errors import FlashError
 __all__ = ["BootFiles", "FatInImage", "MountedFolder"]
 
 _TIMEOUT_S = 600
+_FULL = "flash sd: the boot partition is full; use a larger image, or make room on it"
 
 
 class BootFiles(Protocol):
@@ -65,8 +69,9 @@ class FatInImage:
 
     def copy_tree(self, source: Path, name: str) -> None:
         """Copy a folder of plain files and read it back."""
-        if name in self.names():
-            self._run("mdeltree", f"::/{name}")
+        for there in self.names():
+            if there.lower() == name.lower():
+                self._run("mdeltree", f"::/{there}")
         self._run("mmd", f"::/{name}")
         files = sorted(source.iterdir())
         self._run("mcopy", "-n", *(str(path) for path in files), f"::/{name}/")
@@ -81,7 +86,7 @@ class FatInImage:
             return done.stdout
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         if any("full" in line.lower() for line in said):
-            raise FlashError("flash sd: the boot partition is full; use a larger image")
+            raise FlashError(_FULL)
         raise FlashError(f"flash sd: {program}: {said[-1]}")
 
 
@@ -105,17 +110,28 @@ class MountedFolder:
 
     def copy_tree(self, source: Path, name: str) -> None:
         """Copy a folder of plain files and read it back."""
-        (self.folder / name).mkdir(exist_ok=True)
+        with _explained(self.folder / name):
+            (self.folder / name).mkdir(exist_ok=True)
         for path in sorted(source.iterdir()):
             self._put(self.folder / name / path.name, path.read_bytes())
 
     def _put(self, path: Path, content: bytes) -> None:
-        try:
+        with _explained(path):
             path.write_bytes(content)
-        except OSError as error:
-            raise FlashError(f"flash sd: {path}: {error.strerror}") from error
         if path.read_bytes() != content:
             raise FlashError(f"flash sd: {path} did not read back as it was written")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FlashError(_FULL) from error
+        raise FlashError(
+            f"flash sd: {path}: {error.strerror}; mount it so that you can write to it"
+        ) from error
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:

@@ -83,8 +83,8 @@ def prepare_ssh(
     """
     quoted = shlex.quote(key)
     console.check(
-        'umask 077; mkdir -p "$HOME/.ssh"; f="$HOME/.ssh/authorized_keys"; '
-        f'touch "$f"; grep -qxF {quoted} "$f" || echo {quoted} >> "$f"'
+        '(umask 077; mkdir -p "$HOME/.ssh"; f="$HOME/.ssh/authorized_keys"; '
+        f'touch "$f"; grep -qxF {quoted} "$f" || echo {quoted} >> "$f")'
     )
     console.become_root(password)
     if wifi is not None:
@@ -120,7 +120,7 @@ def pinned(args: argparse.Namespace, host: str, host_key: str) -> Remote:
 
 def push_seed(console: Console, seed: Path, python: str = "python3") -> None:
     """Push every file of a seed over the console."""
-    console.check(f"umask 077; mkdir -p {_SEED}")
+    console.check(f"mkdir -p -m 700 {_SEED}")
     script = base64.b64encode(RECEIVER.encode()).decode()
     console.check(f"echo {script} | base64 -d > {_SEED}/.receiver")
     for path in sorted(seed.iterdir()):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from firmware_tools.board.install import GUARD, MANIFEST, PAYLOAD
+from firmware_tools.board.install import GUARD, MANIFEST, PAYLOAD, identity_digest
 from firmware_tools.bundle.manifest import Manifest
 from firmware_tools.errors import FlashError
 
@@ -31,6 +31,11 @@ try:
         state = json.load(file)
 except (OSError, ValueError):
     pass
+try:
+    with open("/var/lib/multispin/identity.sha256") as file:
+        identity = file.read()
+except OSError:
+    identity = ""
 slot = state.get("slots", {}).get(state.get("active"), {})
 sudo = os.getuid() == 0 or (shutil.which("sudo") and not subprocess.call(
     ["sudo", "-n", "true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -41,6 +46,7 @@ print(json.dumps({
     "free_bytes": shutil.disk_usage(home).free,
     "python": "%d.%d" % sys.version_info[:2], "machine": platform.machine(),
     "release": slot.get("release", 0), "status": slot.get("status", ""),
+    "identity": identity,
 }))
 """
 
@@ -120,6 +126,13 @@ _SIGNS = (
     ("no route to host", "{host} is not reachable: check cable, Wi-Fi and address"),
     ("timed out", "{host} does not answer: check cable, Wi-Fi and address"),
     ("could not resolve", "{host} has no address: try its number instead"),
+    ("sudo: not found", "the board has no sudo: give root@{host}, or install it"),
+    ("sudo: command not found", "the board has no sudo: give root@{host}, or install it"),
+    ("not in the sudoers", "{address} may not use sudo: give root@{host}, or another user"),
+    *(
+        (sign, "the connection to {host} was lost: run it again, it goes on where it stopped")
+        for sign in ("connection closed", "connection reset", "closed by remote", "broken pipe")
+    ),
     ("no space left", "the board's disk is full: make room and run it again"),
     ("incorrect password", "sudo on the board did not take the password"),
     ("sorry, try again", "sudo on the board did not take the password"),
@@ -137,7 +150,8 @@ def flash_over_ssh(
     manifest = Manifest.from_bytes((seed / MANIFEST).read_bytes())
     show("looking at the board")
     board = _probe(remote)
-    if (board["release"], board["status"]) == (manifest.release, "good"):
+    runs = (board["release"], board["status"], board["identity"])
+    if runs == (manifest.release, "good", identity_digest(seed)):
         return False
     if board["python"] != manifest.python:
         raise FlashError(

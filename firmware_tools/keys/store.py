@@ -66,7 +66,7 @@ class KeyStore:
     def create(
         cls, public: Path, hosts: Sequence[str], *, secret: Path | None = None, now: datetime
     ) -> KeyStore:
-        """Make a new store whose broker answers to `hosts`.
+        """Make a new store whose broker answers to `hosts`, and to localhost for `serve --keys`.
 
         Raises:
             KeysError: if there is one already; it is never overwritten.
@@ -82,7 +82,9 @@ class KeyStore:
             write_file(store.secret / f"{role}.key", key.to_pem(), mode=0o600)
             write_file(store.public / f"{role}.pub", key.verify_key.to_pem())
         authority = Authority.create("multispin", now=now)
-        broker = authority.issue_server("broker", hosts, now=now)
+        broker = authority.issue_server(
+            "broker", list(dict.fromkeys([*hosts, "localhost"])), now=now
+        )
         write_file(store.broker / "broker.key", broker.key, mode=0o600)
         write_file(store.broker / "broker.crt", broker.certificate)
         write_file(store.broker / "ca.crt", certificate_pem(authority.certificate))

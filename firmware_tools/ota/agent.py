@@ -15,6 +15,7 @@ from pathlib import Path
 from firmware_tools.board.install import Host
 from firmware_tools.board.paths import BoardPaths
 from firmware_tools.board.slots import Slots
+from firmware_tools.board.space import check_space
 from firmware_tools.board.state import BAD, GOOD, State
 from firmware_tools.bundle.manifest import Manifest
 from firmware_tools.bundle.signed import SignedBundle, open_bundle
@@ -74,10 +75,15 @@ class Agent:
         self._trust = ReleaseTrust(root=files.root, state=files.paths.data / "release", clock=clock)
 
     def run_once(self, timeout_s: float = _IDLE_S) -> None:
-        """Say what has to be said, then take one message and act on it."""
+        """Say what has to be said, then take one message and act on it; during a trial, keep it."""
         self._settle_trial()
         self._say_again()
         waiting = self._puller.other
+        if self._slots.load().trying:
+            # The guard judges within moments: a command that comes before that is no mistake.
+            early = self.transport.receive(timeout_s)
+            waiting.extend([early] if early is not None else [])
+            return
         message = waiting.popleft() if waiting else self.transport.receive(timeout_s)
         if message is not None and message.topic == topics.down(self.files.device, "update"):
             self._take(message)
@@ -115,6 +121,7 @@ class Agent:
         name = f"{mine.board}-py{mine.python}-{command.version}.bundle"
         target = self._trust.find(name, self._puller.fetch)
         self._check(target, mine)
+        check_space(self.files.paths.data, target.size_bytes)
         path = self._download(command, target)
         bundle = open_bundle(path, self.files.keys)
         self._check_bundle(bundle, target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from firmware_tools.ota.messages import Command, Report, decode, encode
 from firmware_tools.ota.rollout import Rollout
@@ -16,14 +16,20 @@ from sdk.errors import MalformedFrameError
 from sdk.protocol import topics
 from sdk.transport.interface import Message, Transport
 
-__all__ = ["Operator"]
+__all__ = ["SUBSCRIPTIONS", "Operator"]
+
+SUBSCRIPTIONS = (("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0), ("sd/1/+/down/update", 1))
+"""Reports and requests of every board, and every command, also other rollouts'."""
 
 _TICK_S = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
 class Operator:
-    """Runs one rollout over a transport subscribed to every board's reports and requests."""
+    """Runs one rollout over a transport with `SUBSCRIPTIONS`.
+
+    It hears the commands too, so that it never clears one that somebody else gave since.
+    """
 
     transport: Transport
     rollout: Rollout
@@ -32,6 +38,7 @@ class Operator:
     rate_bytes_s: int
     show: Callable[[str, Report], None] = lambda _device, _report: None
     _connections: int = 0
+    _asked_last: dict[str, bytes] = field(default_factory=dict)
 
     def run(self) -> bool:
         """Work until the rollout is over; return whether every board succeeded."""
@@ -41,7 +48,7 @@ class Operator:
         finally:
             for device, board in self.rollout.boards.items():
                 if board.asked_s is not None:
-                    self._command(device, b"")
+                    self._clear(device)
         return not self.rollout.failures and not self.rollout.stopped
 
     def step(self, timeout_s: float) -> None:
@@ -55,6 +62,9 @@ class Operator:
             message = self.transport.receive(0)
 
     def _handle(self, message: Message) -> None:
+        asked = topics.parse_down(message.topic)
+        if asked is not None and message.payload:
+            self._asked_last[asked[0]] = message.payload
         parsed = topics.parse_up(message.topic)
         if parsed is None or parsed[0] not in self.rollout.boards:
             return
@@ -73,7 +83,7 @@ class Operator:
         if self.rollout.hear(device, report, time.monotonic()):
             self.show(device, report)
             if report.final:
-                self._command(device, b"")
+                self._clear(device)
 
     def _mend(self) -> None:
         """After a reconnection, give again what a broker without memory has forgotten."""
@@ -87,6 +97,11 @@ class Operator:
         return encode(
             Command(id=self.rollout.id, version=self.version, rate_bytes_s=self.rate_bytes_s)
         )
+
+    def _clear(self, device: str) -> None:
+        """Take back our own command, not one that another rollout gave since."""
+        if self._asked_last.get(device, self._wish()) == self._wish():
+            self._command(device, b"")
 
     def _command(self, device: str, payload: bytes) -> None:
         self.transport.publish(topics.down(device, "update"), payload, qos=1, retain=True)

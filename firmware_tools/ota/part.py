@@ -77,9 +77,11 @@ class PartFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._have:
-            self.flush()
-        self._stream.close()
+        try:
+            if self._have:
+                self.flush()
+        finally:
+            self._stream.close()
 
     def _load(self) -> set[int]:
         try:

@@ -92,8 +92,12 @@ class Puller:
                 raise UpdateError(f"update: {file} is no longer offered") from error
             for block in blocks:
                 if block.file_bytes != part.size_bytes:
-                    raise UpdateError(f"update: {file} changed while it was pulled")
-                part.put(block.index, block.data or b"")
+                    raise UpdateError(f"update: {file} changed while it was pulled; update again")
+                if not part.put(block.index, block.data or b""):
+                    raise UpdateError(
+                        f"update: block {block.index} of {file} came with {len(block.data or b'')} "
+                        f"bytes, not {part.length(block.index)}; update again"
+                    )
             progress(part.done_bytes)
 
     def _window(self, file: str, wanted: Sequence[int]) -> list[Block]:

@@ -36,7 +36,11 @@ class Shop:
         return sent_bytes
 
     def blocks(self, request: Request) -> list[Block]:
-        """Return the requested blocks that exist; one empty block if the file does not."""
+        """Return the requested blocks that exist.
+
+        One without data if the file does not exist; an empty one if the first lies beyond its end,
+        which tells the board that the file is another by now.
+        """
         path = self.release / request.file
         if path.is_symlink() or not path.is_file():
             return [Block(nonce=request.nonce, index=request.first, file_bytes=0, data=None)]
@@ -46,7 +50,7 @@ class Shop:
             stream.seek(request.first * request.block_bytes)
             for index in range(request.first, request.first + request.count):
                 data = stream.read(request.block_bytes)
-                if data or (index == 0 and file_bytes == 0):
+                if data or index == request.first:
                     found.append(
                         Block(nonce=request.nonce, index=index, file_bytes=file_bytes, data=data)
                     )

@@ -111,6 +111,7 @@ def _group(path: Path) -> list[str]:
 def _transport(args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
+    from firmware_tools.ota.operator import SUBSCRIPTIONS
     from sdk.config import BrokerConfig
     from sdk.transport.mqtt import MqttTransport
 
@@ -124,7 +125,7 @@ def _transport(args: argparse.Namespace) -> Any:
     return MqttTransport(
         broker=broker,
         client_id=f"flash-{secrets.token_hex(4)}",
-        subscriptions=[("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0)],
+        subscriptions=list(SUBSCRIPTIONS),
         backlog_bytes=_BACKLOG_BYTES,
         inbox_limit=4096,
     )

@@ -7,7 +7,7 @@ from typing import Final
 
 from sdk.errors import ConfigError
 
-__all__ = ["UP_FILTER", "check_device_id", "down", "parse_up", "status", "up"]
+__all__ = ["UP_FILTER", "check_device_id", "down", "parse_down", "parse_up", "status", "up"]
 
 _ROOT: Final = "sd/1"
 _DEVICE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
@@ -47,8 +47,17 @@ def status(device: str) -> str:
 
 def parse_up(topic: str) -> tuple[str, str] | None:
     """Return (device, leaf) of an uplink topic, or None for any other."""
+    return _parse(topic, "up")
+
+
+def parse_down(topic: str) -> tuple[str, str] | None:
+    """Return (device, leaf) of a downlink topic, or None for any other."""
+    return _parse(topic, "down")
+
+
+def _parse(topic: str, way: str) -> tuple[str, str] | None:
     parts = topic.split("/")
-    if len(parts) != 5 or "/".join(parts[:2]) != _ROOT or parts[3] != "up":
+    if len(parts) != 5 or "/".join(parts[:2]) != _ROOT or parts[3] != way:
         return None
     device, leaf = parts[2], parts[4]
     return (device, leaf) if _DEVICE_ID.fullmatch(device) and _LEAF.fullmatch(leaf) else None

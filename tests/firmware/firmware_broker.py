@@ -1,4 +1,4 @@
-"""A private mosquitto as it runs in production: TLS 1.3, client certificates, an ACL."""
+"""A private mosquitto with the configuration of production: TLS 1.3, certificates, an ACL."""
 
 from __future__ import annotations
 
@@ -13,19 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_server.mosquitto_conf import TlsListener, mosquitto_acl, production_conf
 from firmware_tools.keys import KeyStore
 
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
-
-_ACL = """\
-pattern write sd/1/%u/up/#
-pattern write sd/1/%u/status
-pattern read sd/1/%u/down/#
-user edge
-topic read sd/1/+/up/#
-topic read sd/1/+/status
-topic readwrite sd/1/+/down/#
-"""
 
 
 @contextmanager
@@ -34,30 +25,32 @@ def run_broker(folder: Path, keys: KeyStore, port: int) -> Iterator[subprocess.P
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
     if mosquitto is None:
         pytest.skip("mosquitto is not installed")
-    (folder / "acl").write_text(_ACL)
+    listener = TlsListener(
+        ca_file=keys.broker / "ca.crt",
+        crl_file=keys.broker / "ca.crl",
+        cert_file=keys.broker / "broker.crt",
+        key_file=keys.broker / "broker.key",
+        acl_file=folder / "acl",
+        host="127.0.0.1",
+        port=port,
+    )
+    (folder / "acl").write_text(mosquitto_acl())
     (folder / "acl").chmod(0o600)
-    (folder / "conf").write_text(
-        f"listener {port} 127.0.0.1\ncafile {keys.public}/ca.crt\n"
-        f"certfile {keys.broker}/broker.crt\nkeyfile {keys.broker}/broker.key\n"
-        f"crlfile {keys.broker}/ca.crl\ntls_version tlsv1.3\nrequire_certificate true\n"
-        f"use_identity_as_username true\nallow_anonymous false\nacl_file {folder}/acl\n"
-        "set_tcp_nodelay true\nmax_packet_size 131072\nuser root\n"
-    )
-    process = subprocess.Popen(
-        [mosquitto, "-c", str(folder / "conf")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    (folder / "conf").write_text(production_conf(listener) + "user root\n")
+    with (folder / "mosquitto.log").open("ab") as log:
+        process = subprocess.Popen([mosquitto, "-c", str(folder / "conf")], stdout=log, stderr=log)
     try:
-        _wait_for(port, process)
+        _wait_for(port, process, folder / "mosquitto.log")
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.wait(10)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(200):
         if process.poll() is not None:
-            raise RuntimeError((process.stderr.read() if process.stderr else b"").decode())
+            raise RuntimeError(log.read_text())
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return

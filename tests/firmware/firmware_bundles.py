@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,27 @@ def honest_members(manifest: Manifest, source: Path) -> list[tuple[bytes, bytes]
         )
         for entry in manifest.files
     ]
+
+
+def tar_header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 4) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, "/etc/passwd" if kind == b"2" else ""
+    info.mode = 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+ATTACKS: dict[str, tuple[str, Callable[[list[tuple[bytes, bytes]]], object]]] = {
+    "extra file first": ("extra", lambda m: m.insert(0, (tar_header("aaa"), b"evil"))),
+    "extra file last": ("extra", lambda m: m.append((tar_header("zzz"), b"evil"))),
+    "path that escapes": ("path", lambda m: m.append((tar_header("../../evil"), b"evil"))),
+    "absolute path": ("path", lambda m: m.insert(1, (tar_header("/etc/evil"), b"evil"))),
+    "symbolic link": ("type", lambda m: m.insert(1, (tar_header("lnk", tarfile.SYMTYPE, 0), b""))),
+    "hard link": ("type", lambda m: m.append((tar_header("lnk", tarfile.LNKTYPE, 0), b""))),
+    "device": ("type", lambda m: m.append((tar_header("dev", tarfile.BLKTYPE, 0), b""))),
+    "long name": ("type", lambda m: m.insert(1, (tar_header("x", tarfile.GNUTYPE_LONGNAME), b"a"))),
+    "double file": ("extra", lambda m: m.insert(1, m[0])),
+    "missing file": ("extra", lambda m: m.pop(2)),
+    "missing last file": ("missing", lambda m: m.pop()),
+    "wrong content": ("tampered", lambda m: m.__setitem__(0, (m[0][0], b"#" * len(m[0][1])))),
+    "wrong size": ("size", lambda m: m.__setitem__(0, (tar_header("bin/multispin"), b"evil"))),
+}

@@ -30,6 +30,7 @@ class _Mains:
         self.folder: str | None = None
         self.left = 0
         self.seen = 0
+        self.spared = ""
 
     def hook(self, event: str, arguments: tuple[object, ...]) -> None:
         if self.folder is None or not self._changes(event, arguments):
@@ -44,13 +45,15 @@ class _Mains:
             writes = isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
             return writes and self._below(path)
         if event == "os.chmod" and isinstance(arguments[0], int):
-            return True  # a descriptor: only our own files are open
+            return not self.spared  # a descriptor: only our own files are open
         return event in _CHANGES and any(self._below(each) for each in arguments[:2])
 
     def _below(self, path: object) -> bool:
         if not isinstance(path, str | bytes | os.PathLike):
             return False
         text = os.fsdecode(path)
+        if self.spared and text.startswith(self.spared):
+            return False
         return not os.path.isabs(text) or text.startswith(str(self.folder))
 
 
@@ -59,9 +62,13 @@ sys.addaudithook(_MAINS.hook)
 
 
 @contextmanager
-def power_for(folder: Path, changes: int) -> Iterator[_Mains]:
-    """Let `changes` writes below `folder` happen, then none; swallow the cut."""
+def power_for(folder: Path, changes: int, *, spared: Path | None = None) -> Iterator[_Mains]:
+    """Let `changes` writes below `folder` happen, then none; swallow the cut.
+
+    Those below `spared` are not counted: where every single one is cut elsewhere.
+    """
     _MAINS.folder, _MAINS.left, _MAINS.seen = str(folder), changes, 0
+    _MAINS.spared = str(spared or "")
     try:
         yield _MAINS
     except PowerCutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -27,7 +28,7 @@ from firmware_tools.board.service import serve
 from firmware_tools.board.slots import Slots
 from firmware_tools.board.state import BAD, GOOD, TRIES
 from firmware_tools.bundle.signed import open_bundle
-from firmware_tools.errors import FlashError, RefusedError
+from firmware_tools.errors import FlashError, RefusedError, SlotError
 from firmware_tools.keys import KeyStore
 from firmware_tools.seed import Identity, guard_archive, make_seed
 from sdk.cli import main
@@ -77,7 +78,7 @@ def test_a_seed_installs_everything_once(seed: Path, board: Slots) -> None:
     assert install_seed(seed, paths, PI) is False
     after = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
-    assert changed <= {"guard.pyz", "multispin.service", "clock"}
+    assert changed <= {"guard.pyz", "multispin.service", "clock", "identity.sha256"}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,29 @@ def test_a_board_that_cannot_run_it_stays_untouched(
         install_seed(seed, BoardPaths(root=tmp_path / "board"), host)
     assert caught.value.reason == reason
     assert not (tmp_path / "board").exists()
+
+
+def test_a_seed_that_is_refused_leaves_every_file_as_it_was(
+    seed: Path, board: Slots, key_store: KeyStore, tmp_path: Path
+) -> None:
+    """Older than what runs, or another release while one is on trial."""
+
+    def every_file() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in board.paths.root.rglob("*") if path.is_file()}
+
+    update(board, key_store, tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(seed, other)
+    (other / "multispin.toml").write_text("another board's")
+    before = every_file()
+    with pytest.raises(SlotError, match="release 2 is on trial; wait"):
+        install_seed(other, board.paths, PI)
+    assert every_file() == before
+    board.good()
+    before = every_file()
+    with pytest.raises(RefusedError, match="older"):
+        install_seed(other, board.paths, PI)
+    assert every_file() == before
 
 
 def test_a_damaged_seed_changes_nothing(seed: Path, tmp_path: Path) -> None:

@@ -8,12 +8,10 @@ import locale
 import os
 import subprocess
 import sys
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from firmware_bundles import forge, honest_members, make_bundle, make_recipe, reseal
+from firmware_bundles import ATTACKS, forge, honest_members, make_bundle, make_recipe, reseal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,30 +162,6 @@ def test_bytes_behind_the_bundle_are_refused(
     path = tmp_path / "x.bundle"
     path.write_bytes(bundle_path.read_bytes() + b"\0")
     assert refuse(path, key_store) == "extra"
-
-
-def tar_header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 4) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, "/etc/passwd" if kind == b"2" else ""
-    info.mode = 0o644
-    return info.tobuf(tarfile.USTAR_FORMAT)
-
-
-ATTACKS: dict[str, tuple[str, Callable[[list[tuple[bytes, bytes]]], object]]] = {
-    "extra file first": ("extra", lambda m: m.insert(0, (tar_header("aaa"), b"evil"))),
-    "extra file last": ("extra", lambda m: m.append((tar_header("zzz"), b"evil"))),
-    "path that escapes": ("path", lambda m: m.append((tar_header("../../evil"), b"evil"))),
-    "absolute path": ("path", lambda m: m.insert(1, (tar_header("/etc/evil"), b"evil"))),
-    "symbolic link": ("type", lambda m: m.insert(1, (tar_header("lnk", tarfile.SYMTYPE, 0), b""))),
-    "hard link": ("type", lambda m: m.append((tar_header("lnk", tarfile.LNKTYPE, 0), b""))),
-    "device": ("type", lambda m: m.append((tar_header("dev", tarfile.BLKTYPE, 0), b""))),
-    "long name": ("type", lambda m: m.insert(1, (tar_header("x", tarfile.GNUTYPE_LONGNAME), b"a"))),
-    "double file": ("extra", lambda m: m.insert(1, m[0])),
-    "missing file": ("extra", lambda m: m.pop(2)),
-    "missing last file": ("missing", lambda m: m.pop()),
-    "wrong content": ("tampered", lambda m: m.__setitem__(0, (m[0][0], b"#" * len(m[0][1])))),
-    "wrong size": ("size", lambda m: m.__setitem__(0, (tar_header("bin/multispin"), b"evil"))),
-}
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from firmware_broker import NOW, free_port, run_broker
-from firmware_bundles import make_recipe
+from firmware_fleet import TO_TWO, Fleet, Machine, Noise, Wire, memory_agent, obey, replace_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_tools.board.install import Host
 from firmware_tools.board.paths import BoardPaths
 from firmware_tools.board.slots import Slots
 from firmware_tools.board.state import GOOD
-from firmware_tools.bundle.build import build
-from firmware_tools.bundle.release import Release
-from firmware_tools.bundle.signed import open_bundle, sign
-from firmware_tools.keys import KeyStore
-from firmware_tools.ota.agent import Agent, AgentFiles, ThreadedAgent, make_agent
+from firmware_tools.ota.agent import ThreadedAgent, make_agent
 from firmware_tools.ota.messages import (
     BLOCK_BYTES,
     Block,
@@ -32,212 +23,16 @@ from firmware_tools.ota.messages import (
     Report,
     Request,
     decode,
-    encode,
 )
-from firmware_tools.ota.operator import Operator
 from firmware_tools.ota.part import PartFile
 from firmware_tools.ota.puller import Pace, Puller
 from firmware_tools.ota.rollout import Rollout
 from firmware_tools.ota.shop import Shop
 from sdk.cli import main
-from sdk.config import BrokerConfig
 from sdk.errors import MalformedFrameError
 from sdk.protocol import topics
 from sdk.transport.interface import Transport
 from sdk.transport.memory import Faults, MemoryHub
-from sdk.transport.mqtt import MqttTransport
-
-PI = Host(machine="aarch64", python="3.11", glibc=(2, 36))
-
-
-class Fleet:
-    """A release with versions 1 to 3, and boards that run version 1."""
-
-    def __init__(self, folder: Path, keys: KeyStore) -> None:
-        self.folder, self.keys = folder, keys
-        self.release = Release(folder=folder / "release", keys=keys, now=NOW)
-        root = self.release.first_root()
-        self.root = root
-        self.first = self.bundle(1)
-        self.release.add([self.first, self.bundle(2)])
-
-    def bundle(self, release: int) -> Path:
-        # Padding that does not compress makes several windows of blocks.
-        folder = self.folder / "inputs"
-        recipe = make_recipe(folder, version=f"{release}.0.0", release=release)
-        (folder / "packages/noise.bin").write_bytes(Noise(release).bytes(900_000))
-        path = self.folder / f"{release}.bundle"
-        build(recipe, path)
-        sign(path, self.keys.signing_key("bundle"))
-        return path
-
-    def board(self, device: str) -> Slots:
-        """Return a board with version 1, proven, and its identity."""
-        slots = Slots(BoardPaths(root=self.folder / device))
-        bundle = open_bundle(self.first, [self.keys.verify_key("bundle")])
-        slots.install(bundle.manifest, bundle.unpack)
-        slots.good()
-        return slots
-
-    def files(self, slots: Slots, device: str) -> AgentFiles:
-        keys = (self.keys.verify_key("bundle"),)
-        return AgentFiles(paths=slots.paths, device=device, keys=keys, root=self.root)
-
-    def rollout(self, *devices: str, **options: int) -> Rollout:
-        chosen = {"canaries": 1, "max_failures": 0, "parallel": 4} | options
-        return Rollout(id="c0ffee", devices=devices, silence_s=60, **chosen)  # type: ignore[arg-type]
-
-    def operator(
-        self, transport: Transport, rollout: Rollout, version: str = "2.0.0", rate: int = 1 << 30
-    ) -> Operator:
-        return Operator(
-            transport=transport,
-            rollout=rollout,
-            shop=Shop(release=self.folder / "release"),
-            version=version,
-            rate_bytes_s=rate,
-        )
-
-
-class Noise:
-    """Bytes that do not compress, the same for the same seed."""
-
-    def __init__(self, seed: int) -> None:
-        import random
-
-        self._random = random.Random(seed)
-
-    def bytes(self, count: int) -> bytes:
-        return self._random.randbytes(count)
-
-
-@pytest.fixture(scope="session")
-def shared_fleet(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Fleet:
-    return Fleet(tmp_path_factory.mktemp("fleet"), key_store)
-
-
-@pytest.fixture
-def fleet(shared_fleet: Fleet, tmp_path: Path) -> Fleet:
-    """The session's release, with boards of the test's own."""
-    import copy
-    import shutil
-
-    own = copy.copy(shared_fleet)
-    own.folder = tmp_path
-    shutil.copytree(shared_fleet.folder / "release", tmp_path / "release")
-    return own
-
-
-class Machine:
-    """A board as systemd runs it: restarts the agent, and lets the new slot prove itself or not."""
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        device: str,
-        connect: Callable[[], Transport],
-        proves: Callable[[Slots], object] = Slots.good,
-    ) -> None:
-        self.slots = fleet.board(device)
-        self.starts = 0
-        self._fleet, self._device, self._connect, self._proves = fleet, device, connect, proves
-        self._off = threading.Event()
-        self._restart = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def restart(self) -> None:
-        """End the agent as a crash would."""
-        self._restart.set()
-
-    def _run(self) -> None:
-        while not self._off.is_set():
-            self.starts += 1
-            self._restart.clear()
-            state = self.slots.started()
-            if state.trying:
-                self._proves(self.slots)
-            transport = self._connect()
-            agent = Agent(
-                files=self._fleet.files(self.slots, self._device), transport=transport, host=PI
-            )
-            # A crash in the middle of a download: the next message is the last.
-            agent._puller.cancelled = partial(self._die_or, agent)
-            try:
-                while not (agent.restart_wanted or self._off.is_set() or self._restart.is_set()):
-                    agent.run_once(0.1)
-            except AgentCrashError:
-                pass
-            finally:
-                transport.close()
-
-    def _die_or(self, agent: Agent) -> bool:
-        if self._restart.is_set() or self._off.is_set():
-            raise AgentCrashError
-        return agent._is_cancelled()
-
-    def __enter__(self) -> Machine:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._off.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-
-class AgentCrashError(BaseException):
-    """Ends an agent without a word."""
-
-
-class Wire:
-    """The fleet's broker and everybody's connections to it."""
-
-    def __init__(self, folder: Path, keys: KeyStore) -> None:
-        self.folder, self.keys, self.port = folder, keys, free_port()
-        self._broker = ExitStack()
-
-    def start(self) -> None:
-        self._broker.enter_context(run_broker(self.folder, self.keys, self.port))
-
-    def stop(self) -> None:
-        self._broker.close()
-
-    def operator(self) -> MqttTransport:
-        config = self._config(self.keys.public / "edge.crt", self.keys.secret / "edge.key")
-        return MqttTransport(
-            broker=config,
-            client_id="flash-test",
-            subscriptions=[("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0)],
-            backlog_bytes=16 << 20,
-        )
-
-    def board(self, device: str) -> MqttTransport:
-        folder = self.keys.public / "devices" / device
-        secret = self.keys.secret / "devices" / device
-        if not folder.exists():
-            self.keys.issue_device(device, now=NOW)
-        return MqttTransport(
-            broker=self._config(folder / "device.crt", secret / "device.key"),
-            client_id=f"{device}-update",
-            subscriptions=[(topics.down(device, "update"), 1), (topics.down(device, "block"), 0)],
-        )
-
-    def _config(self, certificate: Path, key: Path) -> BrokerConfig:
-        return BrokerConfig(
-            host="localhost",
-            port=self.port,
-            ca_file=self.keys.public / "ca.crt",
-            cert_file=certificate,
-            key_file=key,
-        )
-
-
-@pytest.fixture
-def wire(tmp_path: Path, key_store: KeyStore) -> Iterator[Wire]:
-    wire = Wire(tmp_path, key_store)
-    wire.start()
-    yield wire
-    wire.stop()
 
 
 def test_a_fleet_is_updated_and_the_same_again_is_success(fleet: Fleet, wire: Wire) -> None:
@@ -257,11 +52,6 @@ def test_a_fleet_is_updated_and_the_same_again_is_success(fleet: Fleet, wire: Wi
         reasons = {board.report.reason for board in again.boards.values() if board.report}
         assert reasons == {"already at this version"}
         assert [machine.starts for machine in machines] == starts
-
-
-def replace_id(rollout: Rollout, name: str) -> Rollout:
-    rollout.id = name
-    return rollout
 
 
 def test_the_broker_and_the_agent_may_restart_in_the_middle(fleet: Fleet, wire: Wire) -> None:
@@ -323,152 +113,12 @@ def test_an_update_that_rolls_back_is_reported_with_its_reason(
         assert rollout.boards["ota-6"].asked_s is None
 
 
-@contextmanager
-def memory_agent(
-    fleet: Fleet, device: str, faults: Faults | None = None
-) -> Iterator[tuple[Agent, Transport, Slots]]:
-    """An agent and an operator's transport, joined without a broker."""
-    hub = MemoryHub()
-    slots = fleet.board(device)
-    board = hub.connect(
-        client_id=device,
-        subscriptions=[(topics.down(device, "update"), 1), (topics.down(device, "block"), 0)],
-        downlink=faults or Faults(),
-    )
-    boss = hub.connect(
-        client_id="edge", subscriptions=[("sd/1/+/up/update", 1), ("sd/1/+/up/block", 0)]
-    )
-    agent = Agent(files=fleet.files(slots, device), transport=board, host=PI)
-    agent._puller.timeout_s = 0.05
-    yield agent, boss, slots
-    board.close()
-    boss.close()
-
-
-def drive(
-    fleet: Fleet, agent: Agent, boss: Transport, *, shop: Shop | None = None
-) -> threading.Event:
-    """Serve blocks in a thread until the returned event is set."""
-    stop = threading.Event()
-    served = shop or Shop(release=fleet.folder / "release")
-
-    def run() -> None:
-        while not stop.is_set():
-            message = boss.receive(0.05)
-            if message is not None and message.topic.endswith("/up/block"):
-                served.answer(boss, agent.files.device, message.payload)
-            elif message is not None:
-                REPORTS.append(decode(Report, message.payload))
-
-    REPORTS.clear()
-    threading.Thread(target=run, daemon=True).start()
-    return stop
-
-
-REPORTS: list[Report] = []
-
-
-def wish(boss: Transport, device: str, command: Command) -> None:
-    boss.publish(topics.down(device, "update"), encode(command), qos=1, retain=True)
-
-
-TO_TWO = Command(id="w1", version="2.0.0", rate_bytes_s=1 << 30)
-
-
-def obey(fleet: Fleet, agent: Agent, boss: Transport, command: Command) -> Report:
-    """Give a command, let the agent carry it out, and return its last report."""
-    stop = drive(fleet, agent, boss)
-    wish(boss, agent.files.device, command)
-    for _ in range(3):
-        agent.run_once(0.05)
-    stop.wait(0.2)
-    stop.set()
-    assert agent._report is not None
-    return agent._report
-
-
 def test_blocks_lost_doubled_and_reordered_still_make_the_bundle(fleet: Fleet) -> None:
     faults = Faults(loss=0.2, duplicate=0.2, reorder=0.3, reorder_s=0.08, seed=3)
     with memory_agent(fleet, "mem-1", faults) as (agent, boss, slots):
         assert obey(fleet, agent, boss, TO_TWO).status == "restarting"
         assert agent.restart_wanted
         assert slots.load().running.version == "2.0.0"
-
-
-def test_a_replayed_command_does_not_run_twice(fleet: Fleet) -> None:
-    with memory_agent(fleet, "mem-2") as (agent, boss, slots):
-        obey(fleet, agent, boss, TO_TWO)
-        slots.good()
-        agent.restart_wanted = False
-        agent.run_once(0)
-        assert agent._report is not None
-        assert agent._report.status == "successful"
-        slots.rollback("by hand")
-        assert obey(fleet, agent, boss, TO_TWO).status == "successful"  # told again, not done again
-        assert slots.load().running.version == "1.0.0"
-        assert not agent.restart_wanted
-
-
-@pytest.mark.parametrize(
-    ("attack", "reason"),
-    [
-        ("older", "older"),
-        ("absent", "absent"),
-        ("tampered bundle", "tampered"),
-        ("tampered metadata", "(key)"),
-        ("stranger's bundle", "(key)"),
-        ("foreign board", "(board)"),
-        ("expired", "expired"),
-        ("endless metadata", "too long"),
-    ],
-)
-def test_every_attack_is_refused_with_its_reason_and_the_board_stays_as_it_was(
-    fleet: Fleet, tmp_path: Path, attack: str, reason: str
-) -> None:
-    release = fleet.folder / "release"
-    bundle = release / "targets" / "pi5-py3.11-2.0.0.bundle"
-    command = TO_TWO
-    with memory_agent(fleet, "mem-3") as (agent, boss, slots):
-        if attack == "older":
-            obey(fleet, agent, boss, TO_TWO)
-            slots.good()
-            agent.restart_wanted = False
-            command = Command(id="w2", version="1.0.0", rate_bytes_s=1 << 30)
-        elif attack == "absent":
-            command = Command(id="w2", version="7.0.0", rate_bytes_s=1 << 30)
-        elif attack == "tampered bundle":
-            content = bundle.read_bytes()
-            bundle.write_bytes(content[:-3000] + b"?" + content[-2999:])
-        elif attack == "tampered metadata":
-            path = release / "metadata/1.targets.json"
-            found = json.loads(path.read_bytes())
-            found["signed"]["targets"][bundle.name]["length"] += 1
-            path.write_text(json.dumps(found))
-        elif attack == "stranger's bundle":
-            stranger = KeyStore.create(tmp_path / "stranger", ["x"], now=NOW)
-            agent.files = replace(agent.files, keys=(stranger.verify_key("bundle"),))
-        elif attack == "foreign board":
-            agent._host = Host(machine="x86_64", python="3.11", glibc=(2, 36))
-        elif attack == "expired":
-            (slots.paths.data).mkdir(parents=True, exist_ok=True)
-            (slots.paths.data / "clock").write_text(str(int(NOW.timestamp()) + 100 * 86400))
-        elif attack == "endless metadata":
-            (release / "metadata/timestamp.json").write_bytes(bytes(20 << 20))
-        before = slots.load()
-        report = obey(fleet, agent, boss, command)
-        assert report.status == "failed"
-        assert reason in report.reason
-        assert slots.load() == before
-        assert not agent.restart_wanted
-
-
-def test_an_update_during_a_trial_is_refused(fleet: Fleet) -> None:
-    with memory_agent(fleet, "mem-4") as (agent, boss, slots):
-        obey(fleet, agent, boss, TO_TWO)
-        agent.restart_wanted = False  # the service did not restart
-        again = Command(id="w2", version="2.0.0", rate_bytes_s=1 << 30)
-        assert "on trial" in obey(fleet, agent, boss, again).reason
-        assert slots.load().trying
 
 
 def test_rubbish_and_cleared_commands_do_nothing(fleet: Fleet) -> None:
@@ -490,12 +140,8 @@ def test_a_cleared_command_ends_a_download(fleet: Fleet) -> None:
                     transport.publish(topics.down(device, "update"), b"", qos=1, retain=True)
                 return Shop.answer(self, transport, device, payload)
 
-        stop = drive(fleet, agent, boss, shop=Clears(release=fleet.folder / "release"))
-        wish(boss, "mem-6", TO_TWO)
-        agent.run_once(0.5)
-        stop.set()
-        assert agent._report is not None
-        assert "cancelled" in agent._report.reason
+        report = obey(fleet, agent, boss, TO_TWO, Clears(release=fleet.folder / "release"))
+        assert "cancelled" in report.reason
         assert slots.load().running.version == "1.0.0"
 
 

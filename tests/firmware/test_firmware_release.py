@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from firmware_broker import NOW
 from firmware_bundles import make_bundle
+from tuf.api.metadata import Timestamp
 
 from firmware_tools.bundle.release import Release
 from firmware_tools.bundle.trust import BoardClock, ReleaseTrust, fetch_from_folder
@@ -84,6 +85,24 @@ def test_rollback_of_the_release_is_refused(shop: Shop) -> None:
     shutil.rmtree(shop.folder / "release")
     (shop.folder / "old").rename(shop.folder / "release")
     assert shop.refuse(ONE) == "older"
+
+
+def test_a_fast_forward_by_whoever_held_the_online_key_ends_with_new_keys(
+    shop: Shop, tmp_path: Path
+) -> None:
+    shop.release.add([shop.bundles[1]])
+    shutil.copytree(shop.folder / "release", shop.folder / "honest")
+    thief = shop.open()
+    timestamp = thief._latest(Timestamp)
+    timestamp.version = 1_000_000
+    thief._publish(timestamp)
+    assert shop.find(ONE) == "1.0.0"  # nothing false in it but its number
+    shutil.rmtree(shop.folder / "release")
+    (shop.folder / "honest").rename(shop.folder / "release")
+    shop.open().add([shop.bundles[2]])
+    assert shop.refuse(TWO) == "older"
+    shop.open().rotate(KeyStore.create(tmp_path / "fresh", ["x"], now=NOW))
+    assert shop.find(TWO) == "2.0.0"
 
 
 def test_freeze_is_refused_even_when_the_clock_falls_back_to_1970(shop: Shop) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from firmware_broker import NOW
 from firmware_bundles import make_bundle
+from firmware_disk import small_disk
 from firmware_images import CMDLINE, make_image, tool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_tools.bundle.signed import open_bundle
 from firmware_tools.errors import FlashError
-from firmware_tools.flash import card
-from firmware_tools.flash.card import check_card, check_use, write_card
 from firmware_tools.flash.ext4 import RootFile, edit_partition, read_file
 from firmware_tools.flash.fat import FatInImage, MountedFolder
 from firmware_tools.flash.firstboot import FORMATS, Settings, boot_files, with_tokens
@@ -35,12 +34,6 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEh3 owner@host"
 def settings(**changes: str) -> Settings:
     fields = {"hostname": "cam-7", "instance": "cam-7-1", "ssh_key": KEY} | changes
     return Settings(**fields)
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("images")
-    return {table: make_image(folder / table, table=table) for table in ("dos", "gpt")}
 
 
 @pytest.fixture(scope="session")
@@ -232,6 +225,40 @@ def test_a_full_boot_partition_is_said(
         Image.open(path).prepare("systemd", settings(), sd_seed)
 
 
+def test_an_image_too_small_leaves_no_half_prepared_one_behind(
+    images: dict[str, Path],
+    tmp_path: Path,
+    key_store: KeyStore,
+    sd_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = copy_of(images["dos"], tmp_path)
+    (tmp_path / "big").write_bytes(bytes((24 << 20) - 200_000))
+    tool("mcopy", "-i", f"{path}@@{2 << 20}", str(tmp_path / "big"), "::/")
+    before, files = path.read_bytes(), {each.name for each in tmp_path.iterdir()}
+    command = ["flash", "sd", "--bundle", str(sd_bundle), "--id", "cam-5", "--broker", "b:1"]
+    command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
+    command += ["--image", str(path), "--out", str(tmp_path / "out.img"), "--json"]
+    assert main(command) == 10
+    assert "the boot partition is full; use a larger image" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == files | {"release"}
+
+
+@pytest.mark.parametrize(("size_kib", "why"), [(400, "is full; use a larger"), (0, "Read-only")])
+def test_a_mounted_boot_partition_that_takes_no_more_still_boots_what_it_did(
+    tmp_path: Path, sd_seed: Path, size_kib: int, why: str
+) -> None:
+    boot = tmp_path / "boot"
+    with small_disk(boot, (size_kib or 400) << 10):
+        (boot / "cmdline.txt").write_text(CMDLINE)
+        if not size_kib:
+            tool("mount", "-o", "remount,ro", str(boot))
+        with pytest.raises(FlashError, match=why):
+            prepare_boot(MountedFolder(folder=boot), "systemd", settings(), sd_seed)
+        assert (boot / "cmdline.txt").read_text() == CMDLINE
+
+
 def test_a_full_root_partition_is_said(images: dict[str, Path], tmp_path: Path) -> None:
     path = copy_of(images["dos"], tmp_path)
     before = path.read_bytes()
@@ -273,6 +300,44 @@ def test_files_are_replaced_whatever_their_case(
         prepare_boot(files, "systemd", settings(), sd_seed)
 
 
+def test_names_in_an_image_are_found_whatever_their_case(
+    images: dict[str, Path], tmp_path: Path, sd_seed: Path
+) -> None:
+    path = copy_of(images["dos"], tmp_path)
+    place = f"{path}@@{2 << 20}"
+    (tmp_path / "CMDLINE.TXT").write_text(CMDLINE)
+    tool("mdel", "-i", place, "::/cmdline.txt")
+    tool("mcopy", "-i", place, str(tmp_path / "CMDLINE.TXT"), "::/")
+    tool("mmd", "-i", place, "::/Multispin")
+    image = Image.open(path)
+    image.prepare("systemd", settings(), sd_seed)
+    files = image.boot_files
+    assert files is not None
+    names = sorted(name for name in files.names() if name.lower() in ("cmdline.txt", "multispin"))
+    assert [name.lower() for name in names] == ["cmdline.txt", "multispin"]
+    assert b"systemd.run=" in files.read("cmdline.txt")
+    assert files.read("multispin/guard.pyz") == (sd_seed / "guard.pyz").read_bytes()
+    check_clean(image, tmp_path)
+
+
+class Forgetful(FatInImage):
+    """A FAT that gives back other bytes than it took."""
+
+    def _run(self, program: str, *arguments: str) -> bytes:
+        done = FatInImage._run(self, program, *arguments)
+        return done[:-1] + b"?" if program == "mtype" else done
+
+
+def test_a_boot_partition_that_reads_back_differently_is_found_out(
+    images: dict[str, Path], tmp_path: Path, sd_seed: Path
+) -> None:
+    files = Forgetful(image=copy_of(images["dos"], tmp_path), start_bytes=2 << 20)
+    with pytest.raises(FlashError, match="user-data did not read back as it was written"):
+        files.write("user-data", b"#cloud-config\n")
+    with pytest.raises(FlashError, match=r"bundle\.pub did not read back"):
+        files.copy_tree(sd_seed, "multispin")
+
+
 def test_shell_words_in_a_setting_stay_words(tmp_path: Path) -> None:
     evil = settings(wifi_ssid="a'; touch /tmp/evil; '", wifi_country="DE")
     script = boot_files("systemd", evil, CMDLINE)["firstrun.sh"]
@@ -300,98 +365,6 @@ def test_a_packed_image_is_unpacked_and_a_damaged_one_refused(
     with pytest.raises(FlashError, match="again"):
         unpack_image(packed, target, lambda _: None)
     assert list(tmp_path.glob("*out*")) == []
-
-
-def test_a_card_is_written_first_block_last_and_read_back(
-    images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = tmp_path / "card"
-    device.write_bytes(b"\xff" * images["dos"].stat().st_size)
-    order: list[int] = []
-    plain = os.pwrite
-
-    def short_write(descriptor: int, data: memoryview, at: int) -> int:
-        order.append(at)
-        return plain(descriptor, data[: 300 << 10], at)
-
-    monkeypatch.setattr(card.os, "pwrite", short_write)
-    steps: list[str] = []
-    write_card(images["dos"], device, lambda what, _: steps.append(what))
-    assert device.read_bytes() == images["dos"].read_bytes()
-    assert set(steps) == {"write", "verify"}
-    assert max(order[-4:]) < card.BLOCK_BYTES  # the first block ends it
-
-
-def test_a_card_pulled_out_half_way_does_not_boot(
-    images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = tmp_path / "card"
-    device.write_bytes(images["gpt"].read_bytes())
-    plain = os.pwrite
-
-    def pulled(descriptor: int, data: memoryview, at: int) -> int:
-        if at > 10 << 20:
-            raise OSError(5, "Input/output error")
-        return plain(descriptor, data, at)
-
-    monkeypatch.setattr(card.os, "pwrite", pulled)
-    with pytest.raises(FlashError, match="faulty"):
-        write_card(images["dos"], device, lambda *_: None)
-    with pytest.raises(FlashError, match="no partition table"):
-        Image.open(device)
-
-
-def test_a_bad_card_is_found_out(
-    images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = tmp_path / "card"
-    device.write_bytes(bytes(images["dos"].stat().st_size))
-    plain = os.pwrite
-
-    def flips(descriptor: int, data: memoryview, at: int) -> int:
-        return plain(descriptor, b"?" * len(data) if at == 3 << 20 else data, at)
-
-    monkeypatch.setattr(card.os, "pwrite", flips)
-    with pytest.raises(FlashError, match=f"at byte {3 << 20} .*faulty"):
-        write_card(images["dos"], device, lambda *_: None)
-
-
-def fake_disk(folder: Path, name: str, *, removable: str, partitions: int = 1) -> None:
-    (folder / name / "holders").mkdir(parents=True)
-    (folder / name / "removable").write_text(removable)
-    for number in range(1, partitions + 1):
-        part = f"{name}p{number}" if name[-1].isdigit() else f"{name}{number}"
-        (folder / name / part).mkdir()
-        (folder / part).mkdir()
-        (folder / part / "partition").write_text(str(number))
-
-
-def test_this_computer_s_disks_are_refused(tmp_path: Path) -> None:
-    fake_disk(tmp_path, "sda", removable="0")
-    fake_disk(tmp_path, "sdb", removable="1")
-    fake_disk(tmp_path, "mmcblk0", removable="0", partitions=2)
-    fake_disk(tmp_path, "sdc", removable="1")
-    (tmp_path / "sdc/holders/dm-0").mkdir()
-    mounts = "/dev/sda1 / ext4 rw 0 0\n/dev/mmcblk0p2 /media/x ext4 rw 0 0\n"
-    refused = {
-        "sda": "in use",
-        "sdb1": "is a partition",
-        "mmcblk0": "in use",
-        "sdc": "volume",
-    }
-    for name, why in refused.items():
-        with pytest.raises(FlashError, match=why):
-            check_use(name, tmp_path, mounts, "")
-    check_use("sdb", tmp_path, mounts, "")
-    check_use("mmcblk0", tmp_path, "", "")
-    with pytest.raises(FlashError, match="fixed disk"):
-        check_use("sda", tmp_path, "", "")
-    with pytest.raises(FlashError, match="swap"):
-        check_use("sdb", tmp_path, "", "Filename\n/dev/sdb1 partition 1 0\n")
-    with pytest.raises(FlashError, match="no block device"):
-        check_card(tmp_path / "sda" / "removable")
-    with pytest.raises(FlashError, match="No such file"):
-        check_card(tmp_path / "nothing")
 
 
 def test_the_command_line(

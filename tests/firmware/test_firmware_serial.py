@@ -1,8 +1,7 @@
-"""flash serial: over pseudo-terminals, with everything that a wire and a console can do."""
+"""flash serial: the hand-over to SSH and the push, over pseudo-terminals."""
 
 from __future__ import annotations
 
-import errno
 import os
 import pty
 import shlex
@@ -10,103 +9,18 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import serial
-from firmware_console import FakeBoard
+from firmware_console import FakeBoard, console_on
 
+import firmware_tools.flash.push as push_module
 from firmware_tools.errors import FlashError
 from firmware_tools.flash import serial_verb
-from firmware_tools.flash.console import Console, open_port
 from firmware_tools.flash.push import RECEIVER, Push, seconds_for
 from firmware_tools.flash.serial_verb import pinned, prepare_ssh, push_seed
 from sdk.cli import main
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEh3 owner@host"
-
-
-def console_on(board: FakeBoard, *, patience_s: float = 20.0) -> Console:
-    return Console(port=open_port(board.path, 115200), patience_s=patience_s)
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        {},
-        {"logged_in": True},
-        {"pager": True},
-        {"boot": "|".join(f"[  {number}.1] usb 1-1: new device" for number in range(20))},
-    ],
-    ids=["login prompt", "shell left open", "pager", "still booting"],
-)
-def test_a_shell_is_found_from_wherever_the_console_stands(
-    tmp_path: Path, state: dict[str, Any]
-) -> None:
-    with FakeBoard(tmp_path, **state) as board:
-        console = console_on(board)
-        console.login("pi", "raspberry")
-        assert console.run("echo hello; false") == (1, "hello")
-        assert console.check("printf 'a\\nb\\n'") == "a\nb"
-        with pytest.raises(FlashError, match="no such thing"):
-            console.check("echo no such thing; exit_code() { return 3; }; exit_code")
-        console.port.close()
-
-
-def test_messages_of_the_kernel_between_the_lines_do_no_harm(tmp_path: Path) -> None:
-    with FakeBoard(tmp_path) as board:
-        console = console_on(board)
-        console.login("pi", "raspberry")
-        noisy = '(for n in 1 2 3; do echo "[ 9.$n] login: $ END- # "; done) & echo answer; wait'
-        code, text = console.run(noisy)
-        assert code == 0
-        assert "answer" in text
-        console.port.close()
-
-
-@pytest.mark.parametrize(
-    ("state", "password", "why"),
-    [
-        ({"silent": True}, "raspberry", "says nothing"),
-        ({"garbage": True}, "raspberry", "wrong speed"),
-        ({}, "wrong", "refused user pi"),
-    ],
-)
-def test_every_failure_says_what_to_do(
-    tmp_path: Path, state: dict[str, Any], password: str, why: str
-) -> None:
-    with FakeBoard(tmp_path, **state) as board:
-        console = console_on(board, patience_s=3)
-        with pytest.raises(FlashError, match=why):
-            console.login("pi", password)
-        console.port.close()
-
-
-def test_a_cable_that_is_pulled_is_said(tmp_path: Path) -> None:
-    with FakeBoard(tmp_path) as board:
-        console = console_on(board)
-        console.login("pi", "raspberry")
-        board.cut_after_bytes = 0
-        with pytest.raises(FlashError, match="cable was pulled"):
-            console.run("echo x", timeout_s=5)
-        console.port.close()
-
-
-def test_ports_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FlashError, match="is not there"):
-        open_port(str(tmp_path / "ttyUSB0"), 115200)
-    with FakeBoard(tmp_path) as board:
-        first = open_port(board.path, 115200)
-        with pytest.raises(FlashError, match="in use"):
-            open_port(board.path, 115200)
-        first.close()
-
-    def closed(path: str, *more: object) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", path)
-
-    monkeypatch.setattr(serial.serialposix.os, "open", closed)
-    with pytest.raises(FlashError, match="usermod -aG"):
-        open_port("/dev/null", 115200)
 
 
 def test_ssh_is_prepared_once_and_the_host_key_pinned(tmp_path: Path) -> None:
@@ -136,23 +50,6 @@ def test_ssh_is_prepared_once_and_the_host_key_pinned(tmp_path: Path) -> None:
     assert f"UserKnownHostsFile={known}" in remote.options
     with pytest.raises(FlashError, match="no key"):
         pinned(args, "192.168.1.7", "cat: no such file")
-
-
-def test_sudo_is_asked_for_over_the_wire(tmp_path: Path) -> None:
-    with FakeBoard(tmp_path, logged_in=True) as board:
-        board.stub("id", f"[ -e {tmp_path}/rooted ] && echo 0 || echo 1000")
-        board.stub(
-            "sudo",
-            "[ $1 = -k ] && exit 0\nprintf 'sudo password: '; stty -echo; read -r word; stty echo\n"
-            f'[ "$word" = opensesame ] && touch {tmp_path}/rooted\nexec bash --norc --noprofile -i',
-        )
-        console = console_on(board)
-        console.login("pi", "raspberry")
-        with pytest.raises(FlashError, match="sudo did not take"):
-            console.become_root("wrong")
-        console.become_root("opensesame")
-        assert console.check("echo still here") == "still here"
-        console.port.close()
 
 
 @pytest.fixture
@@ -194,8 +91,10 @@ def test_a_seed_is_pushed_byte_for_byte_over_a_bad_wire(tmp_path: Path, receiver
     assert same(seed, receiver)
 
 
-@pytest.mark.slow
-def test_damaged_and_lost_frames_are_sent_again(tmp_path: Path) -> None:
+def test_damaged_and_lost_frames_are_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "_ANSWER_S", 0.5)
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)) * 100)
     (tmp_path / "receiver.py").write_text(RECEIVER)

@@ -130,11 +130,34 @@ def test_the_only_good_slot_is_never_overwritten(slots: Slots) -> None:
     state = slots.failed("second")  # nothing good is left: 2 goes on being tried
     assert running_release(slots) == 2
     assert state.trying
-    with pytest.raises(SlotError, match="on trial"):
-        slots.install(*version(4))
     for _ in range(3 * TRIES):
         slots.started()
         assert running_release(slots) == 2
+
+
+def test_a_board_without_a_good_slot_takes_a_new_installation(slots: Slots, tmp_path: Path) -> None:
+    bare = Slots(BoardPaths(root=tmp_path / "bare"))
+    bare.install(*version(1))
+    slots.install(*version(2))
+    slots.good()
+    slots.rollback("by hand")
+    for board, runs in ((bare, 1), (slots, 1)):
+        board.failed("it ended with exit code 1")  # nothing good is left
+        assert board.load().reason == "it ended with exit code 1"
+        assert running_release(board) == runs
+        assert board.install(*version(1))  # the very same, mended outside the slots
+        board.failed("again")
+        assert board.install(*version(3))
+        board.started()
+        board.good()
+        assert running_release(board) == 3
+
+
+def test_the_same_release_again_during_its_trial_is_no_work(slots: Slots) -> None:
+    slots.install(*version(2))
+    before = slots.load()
+    assert slots.install(*version(2)) is False
+    assert slots.load() == before
 
 
 def test_going_back_by_hand(slots: Slots) -> None:
