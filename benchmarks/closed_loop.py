@@ -61,7 +61,7 @@ from sdk.device import Device
 from sdk.draft.drafter import OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
 from sdk.protocol import UP_FILTER, bits_per_id
-from sdk.session import SessionOptions
+from sdk.session_options import SessionOptions
 from sdk.transport.mqtt import MqttTransport
 
 PORT = 1883

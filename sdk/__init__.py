@@ -14,14 +14,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from sdk.device import Device, Token
-    from sdk.session import Offline, SessionOptions
+    from sdk.session_options import Offline, SessionOptions
 
 __all__ = ["Device", "Offline", "SessionOptions", "Token"]
 
 _HOMES = {
     "Device": "sdk.device",
-    "Offline": "sdk.session",
-    "SessionOptions": "sdk.session",
+    "Offline": "sdk.session_options",
+    "SessionOptions": "sdk.session_options",
     "Token": "sdk.device",
 }
 

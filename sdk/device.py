@@ -19,7 +19,8 @@ from sdk.link import LinkReporter, PacedTransport, available_probes
 from sdk.model.sampling import SamplingParameters
 from sdk.model.tokenizer import Tokenizer
 from sdk.protocol import VERSION, Mode, Open, Verdict, check_device_id, down, status
-from sdk.session import Session, SessionOptions, SessionStats
+from sdk.session import Session
+from sdk.session_options import SessionOptions, SessionStats
 from sdk.transport.interface import Transport, Will
 from sdk.transport.mqtt import MqttTransport
 

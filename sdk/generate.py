@@ -19,7 +19,7 @@ from sdk.energy import EnergyRecord, open_meter
 from sdk.errors import ConfigError
 from sdk.measured_generation import MeasuredGeneration, energy_sentence
 from sdk.protocol import Mode
-from sdk.session import Offline, SessionOptions
+from sdk.session_options import Offline, SessionOptions
 
 __all__ = ["configure", "default_device_id", "run"]
 

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import NamedTuple
 
 from sdk.draft.ahead import Ahead, shared
 from sdk.draft.drafter import Drafter
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
-from sdk.model.proposal import MAX_WEIGHT_BITS
 from sdk.protocol import (
     Close,
     Draft,
@@ -43,9 +41,10 @@ from sdk.protocol import (
 )
 from sdk.round_trip import RoundTrip
 from sdk.sequence import Reception, Sequence
+from sdk.session_options import Offline, SessionOptions, SessionStats
 from sdk.transport.interface import Transport, publish_packet_bytes
 
-__all__ = ["Delivery", "Offline", "Session", "SessionOptions", "SessionStats"]
+__all__ = ["Delivery", "Session"]
 
 _FIRST_LENGTH = 4  # drafted while the prompt is prefilled, before any grant
 _CREDIT_TOKENS = 16
@@ -53,71 +52,11 @@ _MAX_TIMEOUT_S = 4.0
 _LINK_CHECK_S = 0.25  # how often a wait looks whether the link came back
 
 
-class Offline(Enum):
-    """What to do when the server does not answer."""
-
-    WAIT = "wait"  # and resume
-    LOCAL = "local"  # go on with the small model alone, marking those tokens unverified
-    FAIL = "fail"
-
-
 class Delivery(NamedTuple):
     """Tokens that are now part of the output, and whether the target verified them."""
 
     token_ids: tuple[int, ...]
     verified: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionOptions:
-    """How a device behaves in a session.
-
-    Attributes:
-        offline: what to do when the server does not answer.
-        lost_after_s: without any answer for so long, the link counts as lost.
-        give_up_s: with Offline.WAIT, how long to wait for it to come back.
-        optimistic: whether to draft on while a verdict is awaited.
-        weight_bits: of every weight of an uploaded distribution in ratio mode, 1 to 16; more of
-            them keep unlikelier ids and cost uplink.
-        early_stop: whether to end a draft before the granted length where, by the drafter's own
-            confidence, one more token no longer pays for its time.
-    """
-
-    offline: Offline = Offline.WAIT
-    lost_after_s: float = 15.0
-    give_up_s: float = 3600.0
-    optimistic: bool = True
-    weight_bits: int = 8
-    early_stop: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.weight_bits <= MAX_WEIGHT_BITS:
-            raise ValueError(f"weight_bits must be 1 to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
-
-
-@dataclass(slots=True)
-class SessionStats:
-    """What a session did; `saved` and `wasted` count tokens that were drafted ahead."""
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    emitted: int = 0
-    unverified: int = 0
-    saved: int = 0
-    wasted: int = 0
-    retries: int = 0
-    reopened: int = 0
-    stale: int = 0
-    malformed: int = 0
-    draft_s: float = 0.0
-    wait_s: float = 0.0
-    server_queue_s: float = 0.0
-    server_compute_s: float = 0.0
-    sent_bytes: int = 0  # whole PUBLISH packets, as all of these
-    sent_payload_bytes: int = 0
-    received_bytes: int = 0
-    received_payload_bytes: int = 0
 
 
 class Session:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_server.gateway import GatewayLimits
 from sdk.errors import LinkLostError, RejectedError
 from sdk.model.sampling import SamplingParameters
-from sdk.session import Offline, SessionOptions
+from sdk.session_options import Offline, SessionOptions
 from sdk.transport.memory import Faults, MemoryHub
 from tests.fakes.cell import (
     FixedLength,

@@ -17,7 +17,8 @@ from sdk.draft.drafter import Drafter
 from sdk.model.sampling import SamplingParameters
 from sdk.protocol import UP_FILTER, Mode, Open, down
 from sdk.round_trip import RoundTrip
-from sdk.session import Session, SessionOptions
+from sdk.session import Session
+from sdk.session_options import SessionOptions
 from sdk.transport.interface import Transport
 from sdk.transport.memory import Faults, MemoryHub
 
