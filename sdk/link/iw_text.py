@@ -53,7 +53,8 @@ def parse_iw(*, link: str = "", info: str = "", station: str = "", survey: str =
         station: of `iw dev IFACE station dump`, for the retries.
         survey: of `iw dev IFACE survey dump`, for the channel in use.
     """
-    own = f"{link}\n{station}"
+    # A last line without its end may be cut in the middle of a figure.
+    own = "\n".join(text[: text.rfind("\n") + 1] for text in (link, station))
     found: dict[str, Any] = {}
     texts = {"noise_dbm": _in_use(survey), "active_ms": _in_use(survey)}
     texts |= {"busy_ms": _in_use(survey), "tx_ms": _in_use(survey)}
