@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.draft_overhead import microseconds, spread
 from benchmarks.machine import machine
 from edge_server.verifier.acceptance import Trial, accept, accept_ratio
 from edge_server.verifier.torch_acceptance import accept_all
@@ -61,8 +61,8 @@ def main() -> None:
         ]
         assert on_device() == on_host(), name
         ways[name] = {
-            "device_ms": spread(on_device, args.repeats),
-            "host_ms": spread(on_host, args.repeats),
+            "device_ms": milliseconds(on_device, args.repeats),
+            "host_ms": milliseconds(on_host, args.repeats),
         }
     print(
         json.dumps(
@@ -70,7 +70,7 @@ def main() -> None:
                 "bench": "acceptance",
                 **vars(args),
                 "threads": torch.get_num_threads(),
-                "copy_ms": spread(lambda: there.cpu().clone(), args.repeats),
+                "copy_ms": milliseconds(lambda: there.cpu().clone(), args.repeats),
                 "ways": ways,
                 "machine": machine(),
             }
@@ -102,15 +102,9 @@ def trial_of(
     )
 
 
-def spread(action: Callable[[], object], repeats: int) -> list[float]:
-    """Return median, least and 90 % of the milliseconds that an action takes."""
-    action()
-    taken_ms = []
-    for _ in range(repeats):
-        started_s = time.perf_counter()
-        action()
-        taken_ms.append((time.perf_counter() - started_s) * 1e3)
-    return [round(float(np.percentile(taken_ms, part)), 2) for part in (50, 0, 90)]
+def milliseconds(action: Callable[[], object], repeats: int) -> list[float]:
+    """Return median, least and 90 % of what an action takes."""
+    return spread([us / 1e3 for us in microseconds(lambda _: action(), repeats)])
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from sdk.draft.ahead import Ahead, shared
+from sdk.draft.ahead import Ahead
 from sdk.draft.drafter import Drafter
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
+from sdk.model.prefix import shared
 from sdk.protocol import (
     Close,
     Draft,

@@ -20,6 +20,7 @@ from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_segments import Segment, Segments
 from sdk.errors import CapacityError, DependencyError, ModelLoadError
+from sdk.model.prefix import shared
 from sdk.model.sampling import SamplingParameters
 
 if TYPE_CHECKING:
@@ -164,17 +165,13 @@ class TorchVerifier:
     def _copy_beginning(self, own: _Slot, token_ids: Sequence[int]) -> int:
         """Return how many of the ids need no pass, because a slot that begins so had them."""
         wanted, start = [*own.token_ids, *token_ids], len(own.token_ids)
-        shared = {
-            slot: _shared(wanted, other.token_ids)
-            for slot, other in self._slots.items()
-            if other is not own and other.token_ids[:start] == own.token_ids
-        }
-        longest = max(shared, key=shared.__getitem__, default=None)
-        count = shared[longest] - start if longest is not None else 0
-        if longest is None or count < _LEAST_TO_COPY:
+        others = (slot for slot in self._slots.values() if slot is not own)
+        alike = ((shared(wanted, other.token_ids), other) for other in others)
+        reach, most_alike = max(alike, key=lambda pair: pair[0], default=(0, own))
+        count = reach - start
+        if count < _LEAST_TO_COPY:
             return 0
-        places = self._slots[longest].segment.start + start, own.segment.start + start
-        self._model.copy(*places, count)
+        self._model.copy(most_alike.segment.start + start, own.segment.start + start, count)
         own.token_ids += token_ids[:count]
         own.segment.length += count
         return count
@@ -276,12 +273,6 @@ class TorchVerifier:
             )
         if min(token_ids) < 0 or max(token_ids) >= self.vocabulary_size:
             raise ValueError(f"token ids must be in 0 … {self.vocabulary_size - 1}")
-
-
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many leading ids are equal."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((n for n, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
 def _local_folder(name_or_folder: str | Path) -> Path:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from sdk.draft.drafter import Drafter
 from sdk.draft.early_stop import EarlyStop
 from sdk.model.noise import Stream, uniform
+from sdk.model.prefix import shared
 from sdk.model.proposal import Proposal, propose
 from sdk.model.sampling import Sampler, SamplingParameters, probability, transform
 
-__all__ = ["Ahead", "Drafted", "shared"]
+__all__ = ["Ahead", "Drafted"]
 
 
 class Drafted(NamedTuple):
@@ -135,11 +136,3 @@ class Ahead:
         self._draws += 1
         u = uniform(self._sampling.seed, position, Stream.DRAFT, self._draws)
         return proposal.draw(u), proposal
-
-
-def shared(left: tuple[int, ...] | list[int], right: tuple[int, ...]) -> int:
-    """Return how many leading ids two sequences share."""
-    length = 0
-    while length < min(len(left), len(right)) and left[length] == right[length]:
-        length += 1
-    return length

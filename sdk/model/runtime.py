@@ -1,4 +1,4 @@
-"""Which onnxruntime a model needs. Every version was found by running the graphs on all since 1.20.
+"""Which onnxruntime a model needs, found by running the graphs on versions from 1.20 on.
 
 Knows nothing of sessions and folders.
 """

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 from firmware_broker import NOW
-from firmware_bundles import make_bundle
+from firmware_bundles import make_bundle, make_device_seed
 from firmware_fleet import Fleet, Wire
 from firmware_images import make_image
 from firmware_ssh import Server
 
-from firmware_tools.bundle.signed import open_bundle
 from firmware_tools.keys import KeyStore
-from firmware_tools.seed import Identity, make_seed
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +71,7 @@ def ssh_seed(
     ssh_bundle: Path, tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore
 ) -> Path:
     folder = tmp_path_factory.mktemp("ssh-seed")
-    identity = Identity(
-        files=key_store.issue_device("ssh-1", now=NOW),
-        broker_host="broker.lan",
-        broker_port=8883,
-        bundle_key=key_store.read("bundle.pub"),
-        root=b"{}",
-    )
-    make_seed(open_bundle(ssh_bundle, [key_store.verify_key("bundle")]), identity, folder, now=NOW)
-    return folder
+    return make_device_seed(folder, key_store, ssh_bundle, "ssh-1")
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from firmware_broker import NOW
-from firmware_bundles import make_bundle
+from firmware_bundles import make_bundle, make_device_seed
 from firmware_disk import small_disk
 from firmware_images import CMDLINE, make_image, tool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_tools.bundle.signed import open_bundle
 from firmware_tools.errors import FlashError
 from firmware_tools.flash.ext4 import RootFile, edit_partition, read_file
 from firmware_tools.flash.fat import FatInImage, MountedFolder
@@ -25,7 +23,6 @@ from firmware_tools.flash.firstboot import FORMATS, Settings, boot_files, with_t
 from firmware_tools.flash.image import Image, prepare_boot, recognise, unpack_image
 from firmware_tools.flash.partitions import read_partitions
 from firmware_tools.keys import KeyStore
-from firmware_tools.seed import Identity, make_seed
 from sdk.cli import main
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEh3 owner@host"
@@ -44,15 +41,13 @@ def sd_bundle(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> 
 @pytest.fixture(scope="session")
 def sd_seed(sd_bundle: Path, tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Path:
     folder = tmp_path_factory.mktemp("sd-seed")
-    identity = Identity(
-        files=key_store.issue_device("sd-1", now=NOW),
-        broker_host="broker.lan",
-        broker_port=8883,
-        bundle_key=key_store.read("bundle.pub"),
-        root=b"{}",
-    )
-    make_seed(open_bundle(sd_bundle, [key_store.verify_key("bundle")]), identity, folder, now=NOW)
-    return folder
+    return make_device_seed(folder, key_store, sd_bundle, "sd-1")
+
+
+def fill(image: Path, tmp_path: Path) -> None:
+    """Leave the boot partition 200 kB."""
+    (tmp_path / "big").write_bytes(bytes((24 << 20) - 200_000))
+    tool("mcopy", "-i", f"{image}@@{2 << 20}", str(tmp_path / "big"), "::/")
 
 
 def copy_of(image: Path, tmp_path: Path) -> Path:
@@ -219,8 +214,7 @@ def test_a_full_boot_partition_is_said(
     images: dict[str, Path], tmp_path: Path, sd_seed: Path
 ) -> None:
     path = copy_of(images["dos"], tmp_path)
-    (tmp_path / "big").write_bytes(bytes((24 << 20) - 200_000))
-    tool("mcopy", "-i", f"{path}@@{2 << 20}", str(tmp_path / "big"), "::/")
+    fill(path, tmp_path)
     with pytest.raises(FlashError, match="full"):
         Image.open(path).prepare("systemd", settings(), sd_seed)
 
@@ -233,8 +227,7 @@ def test_an_image_too_small_leaves_no_half_prepared_one_behind(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = copy_of(images["dos"], tmp_path)
-    (tmp_path / "big").write_bytes(bytes((24 << 20) - 200_000))
-    tool("mcopy", "-i", f"{path}@@{2 << 20}", str(tmp_path / "big"), "::/")
+    fill(path, tmp_path)
     before, files = path.read_bytes(), {each.name for each in tmp_path.iterdir()}
     command = ["flash", "sd", "--bundle", str(sd_bundle), "--id", "cam-5", "--broker", "b:1"]
     command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
