@@ -29,7 +29,7 @@ from edge_server.verifier.torch_attention import (
 from edge_server.verifier.torch_checkpoint import choose, kv_shape, load_decoder, weights_hash
 from edge_server.verifier.torch_memory import fits
 from edge_server.verifier.torch_segments import Span
-from edge_server.verifier.torch_static import Bucket, StaticPass, StaticRows, bucket_of
+from edge_server.verifier.torch_static import StaticPass, StaticRows, attends_in_place, size_of
 from edge_server.verifier.torch_weights import quantise
 from sdk.errors import ConfigError
 from sdk.model.manifest import tokenizer_hash
@@ -86,12 +86,12 @@ class TorchModel:
         `gather` lets one call a layer attend for all sequences, at the price of copying their keys.
         `invariant` runs every pass in the same shapes, so that no row depends on its company.
         `decides` is whether `accept` is faster than numpy on the host: on a GPU.
-        `static` rounds verify passes up to buckets, of which CUDA graphs are captured on a GPU.
+        `static` rounds verify passes up to sizes, of which CUDA graphs are captured on a GPU, and
+        lets their rows attend in place, where that can be done.
         """
         self.decoder = model
         self.decides = decides
-        self._static = static
-        self._static_passes: dict[Bucket, StaticPass] = {}
+        self._static_passes: dict[int, StaticPass] = {}
         self._graph_memory = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self._gather = gather
         self._invariant = invariant
@@ -101,11 +101,12 @@ class TorchModel:
         self.tokenizer_hash = tokenizer_hash(folder)
         self.weights_hash = weights_hash(folder)
         layers, kv_heads, head_dim = kv_shape(model.config)
-        self._group = int(model.config.num_attention_heads) // kv_heads
+        self._heads = int(model.config.num_attention_heads)
         like = next(model.parameters())
         self.pool = KvPool(
             layers=layers, places=places, kv_heads=kv_heads, head_dim=head_dim, like=like
         )
+        self._static = static and not invariant and attends_in_place(self.pool, self._heads)
         self.bytes_per_token: int = 2 * layers * kv_heads * head_dim * like.element_size()
 
     @classmethod
@@ -204,32 +205,33 @@ class TorchModel:
         self, spans: Sequence[Span], token_ids: Sequence[int], score: Sequence[int]
     ) -> Tensor:
         """Do what `run` does, and leave [len(score), vocab] on the device, in the model's type."""
-        bucket = bucket_of(spans) if self._static and score and not self._invariant else None
-        if bucket:
+        size = size_of(spans) if self._static and score else None
+        if size:
             kept = torch.tensor(list(score)).to(self.pool.keys.device)
-            return self._static_pass(bucket).run(spans, token_ids)[kept]
+            return self._static_pass(size).run(spans, token_ids)[kept]
+        group = self._heads // self.pool.keys.shape[2]
         if not self._invariant:
-            return self._pass(Rows(self.pool, spans, self._gather, self._group), token_ids, score)
+            return self._pass(Rows(self.pool, spans, self._gather, group), token_ids, score)
         found, first, wanted = [], 0, list(score)
         for part in fixed_passes(spans):
             count = sum(span.rows for span in part)
             ids = [*token_ids[first : first + count], *[0] * (FIXED_ROWS - count)]
             own = [row - first for row in wanted if first <= row < first + count]
             padding = FIXED_ROWS - count
-            rows = Rows(self.pool, part, False, self._group, padding=padding, fixed=True)
+            rows = Rows(self.pool, part, False, group, padding=padding, fixed=True)
             found.append(self._pass(rows, ids, range(FIXED_ROWS) if own else [])[own])
             first += count
         return torch.cat(found)
 
-    def _static_pass(self, bucket: Bucket) -> StaticPass:
-        if bucket not in self._static_passes:
-            self._static_passes[bucket] = StaticPass(
-                rows=StaticRows(self.pool, bucket, self._group),
+    def _static_pass(self, size: int) -> StaticPass:
+        if size not in self._static_passes:
+            self._static_passes[size] = StaticPass(
+                rows=StaticRows(pool=self.pool, size=size, heads=self._heads),
                 forward=self._forward_static,
                 capture=self.pool.keys.is_cuda,
                 memory=self._graph_memory,
             )
-        return self._static_passes[bucket]
+        return self._static_passes[size]
 
     def _forward_static(self, rows: StaticRows) -> Tensor:
         logits: Tensor = self.decoder(

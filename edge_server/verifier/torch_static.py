@@ -1,7 +1,7 @@
-"""A verify pass in static shapes: what a CUDA graph can be captured of, and runs eagerly elsewhere.
+"""A verify pass in static shapes: what a CUDA graph can be captured of.
 
-Sessions, rows of each and keys of each are rounded up to a bucket. Rows that pad write to the
-pool's dump places; keys that pad are masked. All that differs between two passes of a bucket is one
+The rows of all sessions lie behind each other, rounded up to a size; those that pad belong to no
+session and write to the pool's dump place. All that differs between two passes of a size is one
 tensor of integers, filled by one copy. Knows nothing of drafts or acceptance.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 from edge_server.verifier.torch_attention import KvPool, grouped
 from edge_server.verifier.torch_segments import Span
 
-__all__ = ["Bucket", "StaticPass", "StaticRows", "bucket_of"]
+__all__ = ["StaticPass", "StaticRows", "attends_in_place", "size_of"]
 
-_SESSIONS = (1, 2, 4, 8, 16, 32, 64)
-_ROWS = (1, 2, 3, 5, 9, 17)
-_LEAST_KEYS = 256
-_MOST_ROWS = 512  # of all sessions; more is prefill, which runs in its own shapes
+_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224,
+          256, 320, 384, 448, 512)  # fmt: skip
+_MOST_EACH = 32  # rows of one session; more is prefill, which runs in its own shapes
+_MOST_SESSIONS = 128
 _WARM_UPS = 2  # torch asks for runs before a capture: libraries allocate in them
 _LEAST_FREE = 1 / 16  # of the card's memory: with less, no more graphs
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -31,99 +30,105 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Shape of a pass: sessions, rows of each, keys that each may see."""
-
-    sessions: int
-    rows: int
-    keys: int
-
-    @property
-    def all_rows(self) -> int:
-        """Rows of the whole pass."""
-        return self.sessions * self.rows
-
-
-def bucket_of(spans: Sequence[Span]) -> Bucket | None:
-    """Return the least bucket that holds a pass; None where there is none."""
-    most_rows = max(span.rows for span in spans)
-    sessions = next((size for size in _SESSIONS if size >= len(spans)), None)
-    rows = next((size for size in _ROWS if size >= most_rows), None)
-    if sessions is None or rows is None or sessions * rows > _MOST_ROWS:
+def size_of(spans: Sequence[Span]) -> int | None:
+    """Return the least size that holds a pass's rows; None where there is none."""
+    if len(spans) > _MOST_SESSIONS or max(span.rows for span in spans) > _MOST_EACH:
         return None
-    keys = _LEAST_KEYS
-    while keys < max(span.length for span in spans):
-        keys *= 2
-    return Bucket(sessions, rows, keys)
+    rows = sum(span.rows for span in spans)
+    return next((size for size in _SIZES if size >= rows), None)
 
 
-@dataclass
 class StaticRows:
     """Where the rows of a pass belong, as views of one tensor that every pass fills anew."""
 
-    pool: KvPool
-    bucket: Bucket
-    group: int
-    packed: Tensor = field(init=False)
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    def __init__(self, *, pool: KvPool, size: int, heads: int) -> None:
+        """Allocate for `size` rows of a model with so many query heads."""
+        from edge_server.verifier.torch_kernel import Places, Scratch
 
-    def __post_init__(self) -> None:
-        rows, sessions = self.bucket.all_rows, self.bucket.sessions
-        device = self.pool.keys.device
-        self.packed = torch.zeros(3 * rows + 2 * sessions, dtype=torch.int64, device=device)
-        sizes = [rows, rows, rows, sessions, sessions]
-        self.token_ids, self.positions, self.places, starts, last = torch.split(self.packed, sizes)
-        self._starts, self._last = starts[:, None], last[:, None]
-        self._steps = torch.arange(self.bucket.keys, device=device)
+        sessions = min(size, _MOST_SESSIONS)
+        self.pool, self.size, self._sessions = pool, size, sessions
+        device = pool.keys.device
+        sizes = [size, size, size, sessions + 1, sessions, sessions]
+        self._packed = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        parts = torch.split(self._packed, sizes)
+        self.token_ids, self.positions, self.places, firsts, starts, lasts = parts
+        self._where = Places(firsts, starts, lasts, self.positions)
+        kv_heads, head_dim = pool.keys.shape[2:]
+        self._scratch = Scratch(
+            rows=size, heads=heads, kv_heads=kv_heads, head_dim=head_dim, like=pool.keys
+        )
 
     def fill(self, spans: Sequence[Span], token_ids: Sequence[int]) -> None:
         """Say what the next pass is about."""
-        rows, dump = self.bucket.rows, self.pool.dump
-        ids, positions, places = list[int](), list[int](), list[int]()
-        starts, last = list[int](), list[int]()
-        first = 0
+        positions, places, firsts = list[int](), list[int](), [0]
         for span in spans:
-            padding = rows - span.rows
-            ids += [*token_ids[first : first + span.rows], *[0] * padding]
-            positions += [*range(span.past, span.length), *[span.length - 1] * padding]
-            places += [*range(span.place + span.past, span.place + span.length), *[dump] * padding]
-            starts.append(span.place)
-            last.append(span.length - 1)
-            first += span.rows
-        spare = self.bucket.sessions - len(spans)
-        ids += [0] * (spare * rows)
-        positions += [0] * (spare * rows)
-        places += [dump] * (spare * rows)
-        starts += [dump] * spare
-        last += [0] * spare
-        self.packed.copy_(torch.tensor([*ids, *positions, *places, *starts, *last]))
-
-    def begin(self) -> None:
-        """Forget what was computed from the last pass's integers."""
-        self._masks.clear()
+            positions += range(span.past, span.length)
+            places += range(span.place + span.past, span.place + span.length)
+            firsts.append(len(positions))
+        padding, spare = self.size - len(positions), self._sessions - len(spans)
+        integers = [
+            *token_ids,
+            *[0] * padding,
+            *positions,
+            *[0] * padding,
+            *places,
+            *[self.pool.dump] * padding,
+            *firsts,
+            *[firsts[-1]] * spare,
+            *(span.place for span in spans),
+            *[self.pool.dump] * spare,
+            *(span.length - 1 for span in spans),
+            *[0] * spare,
+        ]
+        self._packed.copy_(torch.tensor(integers))
 
     def attend(
         self, layer: int, query: Tensor, *, scale: float | None, window: int | None
     ) -> Tensor:
         """Return what every row attends to, [rows, heads, head_dim]; the new keys are in place."""
-        padded = self._starts + torch.minimum(self._steps[None], self._last)  # [sessions, keys]
-        folded = query.view(self.bucket.sessions, self.bucket.rows, *query.shape[1:])
-        keys, values = self.pool.keys[layer][padded], self.pool.values[layer][padded]
-        return grouped(folded, keys, values, self._mask(window), scale).reshape(query.shape)
+        from edge_server.verifier.torch_kernel import attend_in_place
 
-    def _mask(self, window: int | None) -> Tensor:
-        if window not in self._masks:
-            positions = self.positions.view(self.bucket.sessions, 1, self.bucket.rows, 1)
-            mask = self._steps <= positions
-            if window is not None:
-                mask = mask & (self._steps > positions - window)
-            self._masks[window] = mask.repeat(1, 1, self.group, 1)
-        return self._masks[window]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        return attend_in_place(
+            query, keys, values, self._where, self._scratch, scale=scale, window=window
+        )
+
+
+def attends_in_place(pool: KvPool, heads: int) -> bool:
+    """Return whether the kernels run here and are right: tried, and said in the log if not."""
+    reason = "triton is missing, which comes with torch for CUDA"
+    try:
+        rows = StaticRows(pool=pool, size=4, heads=heads)
+        spans = [Span(0, 2, 3)]
+        rows.fill(spans, [0, 0, 0])
+        kv_heads, head_dim = pool.keys.shape[2:]
+        generator = torch.Generator(pool.keys.device).manual_seed(0)
+        for kept in pool.keys[0, :5], pool.values[0, :5]:
+            kept.normal_(generator=generator)
+        query = pool.keys.new_empty(4, heads, head_dim).normal_(generator=generator)
+        mask = torch.ones(3, 5, dtype=torch.bool, device=query.device).tril(2)
+        found = rows.attend(0, query, scale=None, window=None)[:3]
+        expected = grouped(
+            query[None, :3],
+            pool.keys[:1, :5],
+            pool.values[:1, :5],
+            mask.repeat(heads // kv_heads, 1),
+            None,
+        )[0]
+        tolerance = _TOLERANCE[found.dtype]
+        if torch.allclose(found, expected, atol=tolerance, rtol=tolerance):
+            return True
+        reason = "its results are not those of torch's attention"
+    except ModuleNotFoundError:
+        pass
+    except Exception as error:  # a compiler, a driver, a card that is too old
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    log.warning("verifier: keys and values are gathered, and no graph is captured (%s)", reason)
+    return False
 
 
 class StaticPass:
-    """One bucket's pass: eager, or on CUDA a captured graph where capturing works."""
+    """One size's pass: eager, or on CUDA a captured graph where capturing works."""
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class StaticPass:
         capture: bool,
         memory: Any = None,
     ) -> None:
-        """Take the model's forward pass: [rows, vocab] logits of every row of the bucket.
+        """Take the model's forward pass: [size, vocab] logits of every row.
 
         `memory` is the pool of all graphs (`torch.cuda.graph_pool_handle`): one runs at a time, and
         only its logits outlive the run, so they need scratch for the largest, not for all.
@@ -146,23 +151,15 @@ class StaticPass:
         self._logits: Tensor | None = None  # where a replayed graph leaves them
 
     def run(self, spans: Sequence[Span], token_ids: Sequence[int]) -> Tensor:
-        """Return [len(token_ids), vocab]; on the device, free to keep."""
+        """Return [len(token_ids), vocab] on the device, until the next pass of any size."""
         self._rows.fill(spans, token_ids)
         if self._wants_capture:
             self._wants_capture = False
             self._capture()
         if self._graph is not None and self._logits is not None:
             self._graph.replay()
-            logits = self._logits
-        else:
-            logits = self._eager()
-        width = self._rows.bucket.rows
-        own = [index * width + row for index, span in enumerate(spans) for row in range(span.rows)]
-        return logits[torch.tensor(own).to(logits.device)]
-
-    def _eager(self) -> Tensor:
-        self._rows.begin()
-        return self._forward(self._rows)
+            return self._logits[: len(token_ids)]
+        return self._forward(self._rows)[: len(token_ids)]
 
     def _capture(self) -> None:
         """Capture, try the graph against an eager pass, and drop it where they disagree."""
@@ -174,11 +171,11 @@ class StaticPass:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
-                    expected = self._eager()
+                    expected = self._forward(self._rows)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._memory):
-                logits = self._eager()
+                logits = self._forward(self._rows)
             graph.replay()
             tolerance = _TOLERANCE[expected.dtype]
             if not torch.allclose(logits, expected, atol=tolerance, rtol=tolerance):
@@ -186,7 +183,7 @@ class StaticPass:
         except Exception as error:  # a model that synchronises, a driver, memory
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             log.warning(
-                "verifier: %s runs eagerly, without a graph (%s)", self._rows.bucket, reason
+                "verifier: %d rows run eagerly, without a graph (%s)", self._rows.size, reason
             )
             return
         self._graph, self._logits = graph, logits

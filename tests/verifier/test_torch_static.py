@@ -1,35 +1,57 @@
-"""Passes rounded up to buckets: the plain forward's rows, padding that touches nobody."""
+"""Passes rounded up to sizes: the plain forward's rows, padding that touches nobody."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("transformers", reason="needs the extra 'torch'")
+pytest.importorskip("triton", reason="comes with torch for CUDA, and with the extra 'dev'")
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_checkpoints import FAMILIES, VOCABULARY, plain_logits, save_checkpoint
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from edge_server.verifier.torch_model import TorchModel
 from edge_server.verifier.torch_segments import Segment, Span
-from edge_server.verifier.torch_static import StaticPass, StaticRows, bucket_of
+from edge_server.verifier.torch_static import StaticPass, StaticRows, size_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@given(sizes=st.lists(st.tuples(st.integers(0, 900), st.integers(1, 20)), min_size=1, max_size=70))
-def test_a_bucket_holds_its_pass(sizes: list[tuple[int, int]]) -> None:
-    bucket = bucket_of([Span(0, past, rows) for past, rows in sizes])
-    if bucket is None:
-        assert len(sizes) > 64 or max(rows for _, rows in sizes) > 17 or len(sizes) > 16
+# What a graph cannot hold: numbers that go to the host or come from it, shapes that numbers decide.
+NOT_IN_A_GRAPH = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "is_nonzero")
+
+
+class Operators(TorchDispatchMode):
+    """Collect the names of what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@given(sizes=st.lists(st.tuples(st.integers(0, 900), st.integers(1, 40)), min_size=1, max_size=140))
+def test_a_size_holds_its_pass_with_a_third_more_rows_at_most(sizes: list[tuple[int, int]]) -> None:
+    size, rows = size_of([Span(0, past, own) for past, own in sizes]), sum(own for _, own in sizes)
+    if size is None:
+        assert len(sizes) > 128 or max(own for _, own in sizes) > 32 or rows > 512
         return
-    assert bucket.sessions >= len(sizes)
-    assert bucket.rows >= max(rows for _, rows in sizes)
-    assert bucket.keys >= max(past + rows for past, rows in sizes)
+    assert rows <= size <= max(rows * 4 / 3, 3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -65,24 +87,58 @@ def test_every_row_equals_the_plain_forward_and_no_other_place_is_written(
         assert set(changed.nonzero().flatten().tolist()) <= allowed
         for n, span in zip(group, spans, strict=True):
             segments[n].length = span.length
-    assert "eagerly" not in caplog.text
+    assert not caplog.text
+
+
+def one_pass(folder: Path, *, capture: bool) -> tuple[StaticPass, list[Span]]:
+    model = TorchModel.load(folder, device="cpu", kv_memory_mib=4, static=True)
+    rows = StaticRows(pool=model.pool, size=4, heads=4)
+    return StaticPass(rows=rows, forward=model._forward_static, capture=capture), [Span(0, 17, 3)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_asks_for_nothing_that_a_graph_cannot_hold(family: str, tmp_path: Path) -> None:
+    one, spans = one_pass(save_checkpoint(family, tmp_path), capture=False)
+    with torch.inference_mode(), Operators() as asked:
+        one.run(spans, [1, 2, 3])
+        assert any("lift_fresh" in name for name in asked.names)  # the integers of the pass
+        asked.names.clear()
+        one._forward(one._rows)
+    assert any("index_put" in name for name in asked.names)
+    found = [name for name in asked.names if any(word in name for word in NOT_IN_A_GRAPH)]
+    assert not found
 
 
 def test_where_no_graph_can_be_captured_the_pass_runs_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("a graph can be captured here")
-    model = TorchModel.load(save_checkpoint("llama", tmp_path), device="cpu", kv_memory_mib=4)
-    spans = [Segment(0, 20).span(3)]
-    bucket = bucket_of(spans)
-    assert bucket
-    rows = StaticRows(model.pool, bucket, 2)
-    one = StaticPass(rows=rows, forward=model._forward_static, capture=True)
+    one, spans = one_pass(save_checkpoint("llama", tmp_path), capture=True)
     with caplog.at_level(logging.WARNING), torch.inference_mode():
         first, second = (one.run(spans, [1, 2, 3]) for _ in range(2))
     assert first.shape == (3, VOCABULARY)
     assert torch.equal(first, second)
-    assert caplog.text.count("runs eagerly") == 1
+    assert caplog.text.count("run eagerly") == 1
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong", "fails"])
+def test_without_kernels_that_are_right_keys_are_gathered_and_the_log_says_why(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if fault == "fails":
+            raise RuntimeError("PTX was compiled with an unsupported toolchain.")
+        return torch.ones_like(query)
+
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "edge_server.verifier.torch_kernel", None)
+    else:
+        monkeypatch.setattr("edge_server.verifier.torch_kernel.attend_in_place", broken)
+    folder = save_checkpoint("llama", tmp_path)
+    with caplog.at_level(logging.WARNING):
+        model = TorchModel.load(folder, device="cpu", kv_memory_mib=4, static=True, gather=True)
+    reason = {"missing": "triton is missing", "wrong": "not those", "fails": "unsupported tool"}
+    assert reason[fault] in caplog.text
+    logits = model.run([Span(0, 0, 5)], [1, 2, 3, 4, 5], range(5))
+    np.testing.assert_allclose(logits, plain_logits(folder, [1, 2, 3, 4, 5]), atol=1e-3, rtol=0)
