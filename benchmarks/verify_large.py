@@ -32,6 +32,7 @@ from benchmarks.machine import machine
 from benchmarks.verify import Shape, fit, spread
 from edge_server.verifier.interface import VerifyRequest
 from edge_server.verifier.torch_backend import TorchVerifier
+from edge_server.verifier.torch_checkpoint import fuse_norms
 from edge_server.verifier.torch_model import ATTENTION_NAME, TorchModel
 from edge_server.verifier.torch_weights import quantise
 from sdk.model.sampling import SamplingParameters
@@ -154,6 +155,7 @@ def random_model(name: str, args: argparse.Namespace, *, places: int) -> TorchMo
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME
         )
+    fuse_norms(model)
     model.requires_grad_(False).train(False)
     quantise(model, args.weights)
     on_gpu = args.device == "cuda"

@@ -6,7 +6,8 @@ in the pool, then lets each sequence's rows look at its own segment. Query heads
 head are folded into its rows, so that no key is repeated.
 
 On the CPU each sequence attends to a view of the pool, without a copy. On a GPU one call a layer
-matters more: the segments are gathered and padded to the longest. Knows nothing of sessions.
+matters more: `torch_kernel` lets all attend in place, and where that cannot run, the segments are
+gathered and padded to the longest. Knows nothing of sessions.
 
 Kernels choose their instructions by the shapes that they are given, and so the last bits of a row.
 With fixed shapes no row depends on its company: every call's rows are padded to FIXED_ROWS, every
@@ -154,7 +155,7 @@ def attend(
     Returns:
         [rows, heads, head_dim].
     """
-    attended = _attend_gathered if rows.gather else _attend_views
+    attended = _attend_gathered if rows.gather and len(rows.spans) > 1 else _attend_views
     attended = _attend_fixed if rows.fixed else attended
     return attended(rows, layer, query, scale=scale, window=window)
 

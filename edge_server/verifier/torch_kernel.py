@@ -91,7 +91,7 @@ def attend_in_place(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     blocks = block_sizes(group, head_dim, keys.element_size())
-    row_blocks = -(-MOST_ROWS * group // blocks["ROWS"])
+    row_blocks = -(-MOST_ROWS * group // blocks["block_rows"])
     walk_keys[len(where.starts), kv_heads * row_blocks, scratch.parts](
         query,
         keys,
@@ -109,8 +109,8 @@ def attend_in_place(
         kv_heads,
         (head_dim**-0.5 if scale is None else scale) * _LOG2_E,
         window or 0,
-        HEAD_DIM=head_dim,
-        PARTS=scratch.parts,
+        head_dim=head_dim,
+        parts=scratch.parts,
         **blocks,
         num_warps=4,
         num_stages=2,
@@ -120,9 +120,9 @@ def attend_in_place(
             scratch.found,
             scratch.sums,
             scratch.output,
-            HEAD_DIM=head_dim,
-            PARTS=scratch.parts,
-            DIM=blocks["DIM"],
+            head_dim=head_dim,
+            parts=scratch.parts,
+            block_dim=blocks["block_dim"],
         )
     return scratch.output
 
@@ -135,9 +135,9 @@ def block_sizes(group: int, head_dim: int, element_bytes: int) -> dict[str, int]
     dim = max(triton.next_power_of_2(head_dim), _LEAST_BLOCK)
     rows = triton.next_power_of_2(_USUAL_ROWS * group)
     return {
-        "ROWS": min(max(rows, _LEAST_BLOCK), _MOST_BLOCK_ROWS),
-        "KEYS": max(_BLOCK_BYTES // (dim * element_bytes), _LEAST_BLOCK),
-        "DIM": dim,
+        "block_rows": min(max(rows, _LEAST_BLOCK), _MOST_BLOCK_ROWS),
+        "block_keys": max(_BLOCK_BYTES // (dim * element_bytes), _LEAST_BLOCK),
+        "block_dim": dim,
     }
 
 
@@ -171,24 +171,26 @@ def walk_keys(
     kv_heads: tl.tensor,
     scale: tl.tensor,  # times log2 e
     window: tl.tensor,  # 0 for none
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIM: tl.constexpr,
+    head_dim: tl.constexpr,
+    parts: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_keys: tl.constexpr,
+    block_dim: tl.constexpr,
 ) -> None:
-    """Let ROWS rows of one session and one key head see one part of the session's keys."""
+    """Let some rows of one session and one key head see one part of the session's keys."""
     session, part = tl.program_id(0), tl.program_id(2)
     kv_head, block = tl.program_id(1) % kv_heads, tl.program_id(1) // kv_heads
     first_row = tl.load(firsts + session).to(tl.int32)
     own = (tl.load(firsts + session + 1).to(tl.int32) - first_row) * group
-    if block * ROWS >= own:
+    if block * block_rows >= own:
         return
 
-    number = block * ROWS + tl.arange(0, ROWS)  # a row's heads of this group, then the next row's
+    number = block * block_rows + tl.arange(
+        0, block_rows
+    )  # a row's heads of this group, then the next row's
     row, head = first_row + number // group, kv_head * group + number % group
-    dim = tl.arange(0, DIM)
-    real = (number < own)[:, None] & (dim < HEAD_DIM)[None, :]
+    dim = tl.arange(0, block_dim)
+    real = (number < own)[:, None] & (dim < head_dim)[None, :]
     at = row[:, None] * row_stride + head[:, None] * head_stride + dim[None, :]
     q = tl.load(query + at, mask=real, other=0.0)
     position = tl.load(positions + row, mask=number < own, other=0).to(tl.int32)
@@ -196,18 +198,18 @@ def walk_keys(
     first, end = 0, tl.load(lasts + session).to(tl.int32) + 1
     if window > 0:
         first = tl.maximum(tl.load(positions + first_row).to(tl.int32) - window + 1, 0)
-    share = tl.cdiv(tl.cdiv(end - first, KEYS), PARTS) * KEYS
+    share = tl.cdiv(tl.cdiv(end - first, block_keys), parts) * block_keys
     first += part * share
     end = tl.minimum(first + share, end)
 
-    start = (tl.load(starts + session) * kv_heads + kv_head) * HEAD_DIM
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    result = tl.zeros([ROWS, DIM], tl.float32)
-    for begin in range(first, end, KEYS):
-        key = begin + tl.arange(0, KEYS)
-        there = (key < end)[:, None] & (dim < HEAD_DIM)[None, :]
-        lies = start + key[:, None].to(tl.int64) * (kv_heads * HEAD_DIM) + dim[None, :]
+    start = (tl.load(starts + session) * kv_heads + kv_head) * head_dim
+    peak = tl.full([block_rows], float("-inf"), tl.float32)
+    total = tl.zeros([block_rows], tl.float32)
+    result = tl.zeros([block_rows, block_dim], tl.float32)
+    for begin in range(first, end, block_keys):
+        key = begin + tl.arange(0, block_keys)
+        there = (key < end)[:, None] & (dim < head_dim)[None, :]
+        lies = start + key[:, None].to(tl.int64) * (kv_heads * head_dim) + dim[None, :]
         k = tl.load(keys + lies, mask=there, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         seen = (key[None, :] <= position[:, None]) & (key < end)[None, :]
@@ -224,14 +226,16 @@ def walk_keys(
         total = total * kept + tl.sum(weights, 1)
         peak = higher
 
-    total = tl.where(total > 0.0, total, 1.0)  # a part without keys weighs nothing: its peak is −inf
+    total = tl.where(
+        total > 0.0, total, 1.0
+    )  # a part without keys weighs nothing: its peak is −inf
     target = (part * rows + row) * (group * kv_heads) + head
     tl.store(
-        found + target[:, None].to(tl.int64) * HEAD_DIM + dim[None, :],
+        found + target[:, None].to(tl.int64) * head_dim + dim[None, :],
         (result / total[:, None]).to(found.dtype.element_ty),
         mask=real,
     )
-    if PARTS > 1:
+    if parts > 1:
         tl.store(sums + target, peak + tl.log2(total), mask=number < own)
 
 
@@ -240,20 +244,20 @@ def join_parts(
     found: tl.tensor,
     sums: tl.tensor,
     output: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    DIM: tl.constexpr,
+    head_dim: tl.constexpr,
+    parts: tl.constexpr,
+    block_dim: tl.constexpr,
 ) -> None:
     """Weigh the parts of one row and head, and write what it attends to."""
     target, count = tl.program_id(0), tl.num_programs(0)
-    part, dim = tl.arange(0, PARTS), tl.arange(0, DIM)
+    part, dim = tl.arange(0, parts), tl.arange(0, block_dim)
     logs = tl.load(sums + part * count + target)
     weights = tl.exp2(logs - tl.max(logs, 0))
-    lies = (part[:, None] * count + target).to(tl.int64) * HEAD_DIM + dim[None, :]
-    each = tl.load(found + lies, mask=(dim < HEAD_DIM)[None, :], other=0.0)
+    lies = (part[:, None] * count + target).to(tl.int64) * head_dim + dim[None, :]
+    each = tl.load(found + lies, mask=(dim < head_dim)[None, :], other=0.0)
     joined = tl.sum(each * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(
-        output + target.to(tl.int64) * HEAD_DIM + dim,
+        output + target.to(tl.int64) * head_dim + dim,
         joined.to(output.dtype.element_ty),
-        mask=dim < HEAD_DIM,
+        mask=dim < head_dim,
     )

@@ -45,7 +45,7 @@ def kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int]]]:
     """Yield a name, a kernel, the types of its arguments and its constants."""
     for group, head_dim, dtype, parts in SHAPES:
         blocks = block_sizes(group, head_dim, BYTES[dtype])
-        constants = {"HEAD_DIM": head_dim, "PARTS": parts, **blocks}
+        constants = {"head_dim": head_dim, "parts": parts, **blocks}
         pointer, result = f"*{dtype}", f"*{dtype if parts == 1 else 'fp32'}"
         types = dict.fromkeys(("query", "keys", "values"), pointer)
         types |= dict.fromkeys(("firsts", "starts", "lasts", "positions"), "*i64")
@@ -57,7 +57,7 @@ def kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int]]]:
         else:
             types["group"] = "i32"
         yield f"walk_keys {dtype} {group} {head_dim} {parts}", walk_keys, types, constants
-    constants = {"HEAD_DIM": 80, "PARTS": 16, "DIM": 128}
+    constants = {"head_dim": 80, "parts": 16, "block_dim": 128}
     types = {"found": "*fp32", "sums": "*fp32", "output": "*bf16"}
     yield "join_parts", join_parts, types, constants
 
@@ -68,9 +68,7 @@ def compile_for(
     """Return a kernel as its launcher would have it compiled for the card."""
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = [name for name, kind in types.items() if kind[0] == "*" or name.endswith("stride")]
-    attributes = {
-        (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned
-    }
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
