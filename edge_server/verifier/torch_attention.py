@@ -26,11 +26,35 @@ from torch.nn import functional as F
 
 from edge_server.verifier.torch_segments import Span
 
-__all__ = ["FIXED_KEYS", "FIXED_ROWS", "FIXED_SPAN_ROWS", "KvPool", "Rows", "attend", "grouped"]
+__all__ = [
+    "FIXED_KEYS",
+    "FIXED_ROWS",
+    "FIXED_SPAN_ROWS",
+    "KvPool",
+    "Rows",
+    "Scores",
+    "attend",
+    "grouped",
+]
 
 FIXED_ROWS = 64
 FIXED_SPAN_ROWS = 16
 FIXED_KEYS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer scores keys.
+
+    Attributes:
+        scale: of query · key.
+        window: how many tokens back a row may look, itself included; None for all.
+        softcap: the bound that scores are bent to by tanh (Gemma 2); None for none.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
 
 
 class KvPool:
@@ -140,55 +164,46 @@ class Rows:
         return mask if window is None else mask.triu(span.past - window + 1)
 
 
-def attend(
-    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
-) -> Tensor:
+def attend(rows: Rows, layer: int, query: Tensor, scores: Scores) -> Tensor:
     """Return what one layer's rows attend to; their own keys and values are in the pool already.
 
     Args:
         rows: the pass.
         layer: index into the pool.
         query: [rows, heads, head_dim].
-        scale: of the scores; None for head_dim ** -0.5.
-        window: how many tokens back a row may look, itself included; None for all.
+        scores: how the layer scores keys.
 
     Returns:
         [rows, heads, head_dim].
     """
     attended = _attend_gathered if rows.gather and len(rows.spans) > 1 else _attend_views
     attended = _attend_fixed if rows.fixed else attended
-    return attended(rows, layer, query, scale=scale, window=window)
+    return attended(rows, layer, query, scores)
 
 
-def _attend_views(
-    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
-) -> Tensor:
+def _attend_views(rows: Rows, layer: int, query: Tensor, scores: Scores) -> Tensor:
     keys, values = rows.pool.keys[layer], rows.pool.values[layer]
     parts, first = [], 0
     for index, span in enumerate(rows.spans):
         segment = slice(span.place, span.place + span.length)
         own = query[first : first + span.rows][None]
-        mask = rows.mask(index, window)
-        parts.append(grouped(own, keys[segment][None], values[segment][None], mask, scale)[0])
+        mask = rows.mask(index, scores.window)
+        parts.append(grouped(own, keys[segment][None], values[segment][None], mask, scores)[0])
         first += span.rows
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _attend_gathered(
-    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
-) -> Tensor:
+def _attend_gathered(rows: Rows, layer: int, query: Tensor, scores: Scores) -> Tensor:
     padded = query.new_zeros(len(rows.spans), rows.most_rows, *query.shape[1:])
     padded[rows.span_of, rows.row_of] = query
     keys = rows.pool.keys[layer][rows.padded_places]
     values = rows.pool.values[layer][rows.padded_places]
-    output = grouped(padded, keys, values, rows.padded_mask(window), scale)
+    output = grouped(padded, keys, values, rows.padded_mask(scores.window), scores)
     # What comes of padding rows, which see nothing, is dropped here.
     return output[rows.span_of, rows.row_of]
 
 
-def _attend_fixed(
-    rows: Rows, layer: int, query: Tensor, *, scale: float | None, window: int | None
-) -> Tensor:
+def _attend_fixed(rows: Rows, layer: int, query: Tensor, scores: Scores) -> Tensor:
     keys, values = rows.pool.keys[layer], rows.pool.values[layer]
     output = torch.zeros_like(query)
     first = 0
@@ -196,8 +211,8 @@ def _attend_fixed(
         segment = slice(span.place, span.place + fixed_keys(span))
         own = query.new_zeros(1, FIXED_SPAN_ROWS, *query.shape[1:])
         own[0, : span.rows] = query[first : first + span.rows]
-        mask = rows.fixed_mask(index, window)
-        found = grouped(own, keys[segment][None], values[segment][None], mask, scale)[0]
+        mask = rows.fixed_mask(index, scores.window)
+        found = grouped(own, keys[segment][None], values[segment][None], mask, scores)[0]
         output[first : first + span.rows] = found[: span.rows]
         first += span.rows
     return output
@@ -209,7 +224,7 @@ def fixed_keys(span: Span) -> int:
 
 
 def grouped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores
 ) -> Tensor:
     """Return attention of [batch, rows, heads, d] over [batch, length, kv_heads, d].
 
@@ -218,7 +233,15 @@ def grouped(
     batch, count, heads, width = query.shape
     kv_heads = key.shape[2]
     folded = query.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * count, width)
-    output = F.scaled_dot_product_attention(
-        folded, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, scale=scale
-    )
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    if scores.softcap is None:
+        output = F.scaled_dot_product_attention(
+            folded, key, value, attn_mask=mask, scale=scores.scale
+        )
+    else:
+        found = folded @ key.transpose(2, 3) * scores.scale
+        found = torch.tanh(found / scores.softcap) * scores.softcap
+        if mask is not None:
+            found = found.masked_fill(~mask, -torch.inf)
+        output = found.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
     return output.reshape(batch, heads, count, width).transpose(1, 2)

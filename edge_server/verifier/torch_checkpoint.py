@@ -17,7 +17,16 @@ from transformers import AutoModelForCausalLM
 from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.manifest import file_record
 
-__all__ = ["DEVICES", "DTYPES", "choose", "fuse_norms", "kv_shape", "load_decoder", "weights_hash"]
+__all__ = [
+    "DEVICES",
+    "DTYPES",
+    "choose",
+    "fuse_norms",
+    "kv_shape",
+    "load_decoder",
+    "unsupported",
+    "weights_hash",
+]
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,20 +57,26 @@ def load_decoder(folder: Path, number_type: torch.dtype, *, attention: str) -> A
             use_safetensors=True,
         )
     except Exception as error:  # missing, cut or foreign weights: every library has its own
+        if isinstance(error, KeyError) and attention in error.args:
+            raise unsupported("its attention cannot be replaced") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ModelLoadError(
             f"loading model: {folder} cannot be run by transformers ({reason}); "
             "name a folder with config.json, tokenizer.json and *.safetensors"
         ) from error
-    scores_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-    if not scores_rows or getattr(model.config, "attn_logit_softcapping", None):
-        raise ModelLoadError(
-            f"loading model: {type(model).__name__} is not supported by the torch verifier; "
-            "choose a model of the Llama, Qwen2, Qwen3 or Mistral family"
-        )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise unsupported(f"{type(model).__name__} cannot score some rows alone")
     fuse_norms(model)
     model.requires_grad_(False)
     return model.train(False)
+
+
+def unsupported(reason: str) -> ModelLoadError:
+    """Return what to raise for a decoder that this verifier cannot run."""
+    return ModelLoadError(
+        f"loading model: the torch verifier cannot run this decoder: {reason}; choose a model of "
+        "the Llama, Qwen2, Qwen3, Mistral or Gemma family"
+    )
 
 
 def fuse_norms(model: Any) -> None:

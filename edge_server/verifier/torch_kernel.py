@@ -15,10 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from edge_server.verifier.torch_attention import Scores
+
 __all__ = ["Places", "Scratch", "attend_in_place", "block_sizes", "join_parts", "walk_keys"]
 
 MOST_ROWS = 32  # of one session
-_LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(1.4426950408889634)
 _USUAL_ROWS = 8  # of one session: more take a second program
 _LEAST_BLOCK = 16  # of a matrix product on tensor cores
 _MOST_BLOCK_ROWS = 64
@@ -69,9 +71,7 @@ def attend_in_place(
     values: Tensor,
     where: Places,
     scratch: Scratch,
-    *,
-    scale: float | None,
-    window: int | None,
+    scores: Scores,
 ) -> Tensor:
     """Return what rows attend to; their own keys and values lie in the pool already.
 
@@ -81,8 +81,7 @@ def attend_in_place(
         values: as keys.
         where: at most MOST_ROWS rows of one session.
         scratch: for as many rows.
-        scale: of the scores; None for head_dim ** -0.5.
-        window: how many tokens back a row may look, itself included; None for all.
+        scores: how the layer scores keys.
 
     Returns:
         [rows, heads, head_dim], in the scratch.
@@ -107,8 +106,9 @@ def attend_in_place(
         rows,
         group,
         kv_heads,
-        (head_dim**-0.5 if scale is None else scale) * _LOG2_E,
-        window or 0,
+        scores.scale,
+        scores.softcap or 0.0,
+        scores.window or 0,
         head_dim=head_dim,
         parts=scratch.parts,
         **blocks,
@@ -169,7 +169,8 @@ def walk_keys(
     rows: tl.tensor,
     group: tl.tensor,
     kv_heads: tl.tensor,
-    scale: tl.tensor,  # times log2 e
+    scale: tl.tensor,
+    softcap: tl.tensor,  # 0 for none
     window: tl.tensor,  # 0 for none
     head_dim: tl.constexpr,
     parts: tl.constexpr,
@@ -212,10 +213,12 @@ def walk_keys(
         lies = start + key[:, None].to(tl.int64) * (kv_heads * head_dim) + dim[None, :]
         k = tl.load(keys + lies, mask=there, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if softcap > 0.0:  # times tanh, by what there is: exp2
+            scores = softcap - 2 * softcap / (1 + tl.exp2(scores * 2 * _LOG2_E / softcap))
         seen = (key[None, :] <= position[:, None]) & (key < end)[None, :]
         if window > 0:
             seen = seen & (key[None, :] > position[:, None] - window)
-        scores = tl.where(seen, scores, float("-inf"))
+        scores = tl.where(seen, scores * _LOG2_E, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         level = tl.where(higher == float("-inf"), 0.0, higher)  # of a row that saw nothing yet
         weights = tl.exp2(scores - level[:, None])

@@ -24,9 +24,16 @@ from edge_server.verifier.torch_attention import (
     FIXED_SPAN_ROWS,
     KvPool,
     Rows,
+    Scores,
     attend,
 )
-from edge_server.verifier.torch_checkpoint import choose, kv_shape, load_decoder, weights_hash
+from edge_server.verifier.torch_checkpoint import (
+    choose,
+    kv_shape,
+    load_decoder,
+    unsupported,
+    weights_hash,
+)
 from edge_server.verifier.torch_memory import fits
 from edge_server.verifier.torch_segments import Span
 from edge_server.verifier.torch_static import StaticPass, StaticRows, attends_in_place, size_of
@@ -38,6 +45,8 @@ __all__ = ["ATTENTION_NAME", "TorchModel"]
 
 ATTENTION_NAME = "multispin_pool"
 _MEBI = 1 << 20
+_CHECKED_ROWS = 8
+_MOST_APART = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # by rounding alone
 _POOL_SHARE = 0.8  # of the GPU memory that the weights leave; the rest is for a pass's own tensors
 
 
@@ -51,16 +60,19 @@ def _pool_attention(
     multispin_rows: Rows | StaticRows,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     rows, layer = multispin_rows, int(module.layer_idx)  # type: ignore[arg-type]
     rows.pool.keys[layer, rows.places] = key
     rows.pool.values[layer, rows.places] = value
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = Scores(scale, sliding_window, softcap)
     if isinstance(rows, StaticRows):
-        output = rows.attend(layer, query, scale=scaling, window=sliding_window)
+        output = rows.attend(layer, query, scores)
     else:
-        output = attend(rows, layer, query, scale=scaling, window=sliding_window)
+        output = attend(rows, layer, query, scores)
     return output[None], None
 
 
@@ -128,7 +140,7 @@ class TorchModel:
         Raises:
             ConfigError: if device, type, weights or memory cannot be had.
             DependencyError: for weights in 8 bits, without torchao.
-            ModelLoadError: if the folder holds no decoder that can be run.
+            ModelLoadError: if the folder holds no decoder, or one whose attention is not ours.
         """
         device, number_type = choose(device, dtype)
         model = load_decoder(folder, number_type, attention=ATTENTION_NAME)
@@ -142,7 +154,7 @@ class TorchModel:
                 f"verifier: {kv_memory_mib} MiB hold no token's keys and values "
                 f"({per_token} bytes each); raise --kv-memory or choose a smaller model"
             )
-        return cls(
+        loaded = cls(
             model=model,
             folder=folder,
             places=places,
@@ -151,6 +163,30 @@ class TorchModel:
             static=device != "cpu" if static is None else static,
             decides=device != "cpu" if decides is None else decides,
         )
+        loaded.check()
+        return loaded
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Compare some rows with transformers' own attention: a model may ask for more than ours.
+
+        Raises:
+            ModelLoadError: if they differ.
+        """
+        ids = [self.vocabulary_size * n // _CHECKED_ROWS for n in range(_CHECKED_ROWS)]
+        try:
+            own = self.logits([Span(0, 0, len(ids))], ids, range(len(ids))).float()
+            self.decoder.set_attn_implementation("eager")
+            inputs = torch.tensor([ids], device=own.device)
+            plain = self.decoder(input_ids=inputs, use_cache=False).logits[0].float()
+            self.decoder.set_attn_implementation(ATTENTION_NAME)
+            apart = float((own - plain).norm() / plain.norm())
+        except Exception as error:  # layers of other kinds: each model fails in its own way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise unsupported(f"{type(self.decoder).__name__} fails ({reason})") from error
+        if not apart <= _MOST_APART[self.pool.keys.dtype]:
+            name = type(self.decoder).__name__
+            raise unsupported(f"{name} asks for more, its logits are {apart:.1%} off")
 
     @torch.inference_mode()
     def run(

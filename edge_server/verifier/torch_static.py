@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_server.verifier.torch_attention import KvPool, grouped
+from edge_server.verifier.torch_attention import KvPool, Scores, grouped
 from edge_server.verifier.torch_segments import Span
 
 __all__ = ["StaticPass", "StaticRows", "attends_in_place", "size_of"]
@@ -82,16 +82,12 @@ class StaticRows:
         ]
         self._packed.copy_(torch.tensor(integers))
 
-    def attend(
-        self, layer: int, query: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, scores: Scores) -> Tensor:
         """Return what every row attends to, [rows, heads, head_dim]; the new keys are in place."""
         from edge_server.verifier.torch_kernel import attend_in_place
 
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        return attend_in_place(
-            query, keys, values, self._where, self._scratch, scale=scale, window=window
-        )
+        return attend_in_place(query, keys, values, self._where, self._scratch, scores)
 
 
 def attends_in_place(pool: KvPool, heads: int) -> bool:
@@ -102,18 +98,19 @@ def attends_in_place(pool: KvPool, heads: int) -> bool:
         spans = [Span(0, 2, 3)]
         rows.fill(spans, [0, 0, 0])
         kv_heads, head_dim = pool.keys.shape[2:]
+        scores = Scores(head_dim**-0.5)
         generator = torch.Generator(pool.keys.device).manual_seed(0)
         for kept in pool.keys[0, :5], pool.values[0, :5]:
             kept.normal_(generator=generator)
         query = pool.keys.new_empty(4, heads, head_dim).normal_(generator=generator)
         mask = torch.ones(3, 5, dtype=torch.bool, device=query.device).tril(2)
-        found = rows.attend(0, query, scale=None, window=None)[:3]
+        found = rows.attend(0, query, scores)[:3]
         expected = grouped(
             query[None, :3],
             pool.keys[:1, :5],
             pool.values[:1, :5],
             mask.repeat(heads // kv_heads, 1),
-            None,
+            scores,
         )[0]
         tolerance = _TOLERANCE[found.dtype]
         if torch.allclose(found, expected, atol=tolerance, rtol=tolerance):

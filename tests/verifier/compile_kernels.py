@@ -51,7 +51,7 @@ def kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, int]]]:
         types |= dict.fromkeys(("firsts", "starts", "lasts", "positions"), "*i64")
         types |= dict.fromkeys(("found", "sums"), result)
         types |= dict.fromkeys(("row_stride", "head_stride", "rows", "kv_heads", "window"), "i32")
-        types["scale"] = "fp32"
+        types |= dict.fromkeys(("scale", "softcap"), "fp32")
         if group == 1:
             constants["group"] = 1  # Triton takes a 1 as a constant
         else:

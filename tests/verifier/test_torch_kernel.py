@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_server.verifier.torch_attention import grouped
+from edge_server.verifier.torch_attention import Scores, grouped
 from edge_server.verifier.torch_kernel import MOST_ROWS, Places, Scratch, attend_in_place
 
 COMPILER = Path(__file__).with_name("compile_kernels.py")
@@ -31,6 +31,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     heads=st.sampled_from([(1, 1), (2, 1), (2, 3), (1, 7)]),
     head_dim=st.sampled_from([16, 24, 64]),
     window=st.sampled_from([None, None, 1, 9, 64]),
+    softcap=st.sampled_from([None, None, 1.5]),
     parts=st.sampled_from([1, 2, 8]),
     seed=st.integers(0, 1 << 30),
 )
@@ -40,6 +41,7 @@ def test_every_row_attends_as_with_torch_and_rows_of_no_session_stay_zero(
     heads: tuple[int, int],
     head_dim: int,
     window: int | None,
+    softcap: float | None,
     parts: int,
     seed: int,
 ) -> None:
@@ -57,6 +59,7 @@ def test_every_row_attends_as_with_torch_and_rows_of_no_session_stay_zero(
     shape = (starts[-1] + lengths[-1] + 9, kv_heads, head_dim)
     keys, values = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
     query = torch.randn(count, all_rows, head_dim, generator=generator).to(DEVICE).transpose(0, 1)
+    scores = Scores(0.3, window, softcap)
     output = attend_in_place(
         query,
         keys,
@@ -75,8 +78,7 @@ def test_every_row_attends_as_with_torch_and_rows_of_no_session_stay_zero(
             like=keys,
             parts=parts,
         ),
-        scale=0.3,
-        window=window,
+        scores,
     )
     for n, (length, start) in enumerate(zip(lengths, starts, strict=True)):
         own = slice(firsts[n], firsts[n + 1])
@@ -86,7 +88,7 @@ def test_every_row_attends_as_with_torch_and_rows_of_no_session_stay_zero(
             seen &= step > position - window
         kept = slice(start, start + length)
         mask = seen.repeat(group, 1)
-        expected = grouped(query[None, own], keys[None, kept], values[None, kept], mask, 0.3)[0]
+        expected = grouped(query[None, own], keys[None, kept], values[None, kept], mask, scores)[0]
         torch.testing.assert_close(output[own], expected, atol=1e-5, rtol=1e-5)
     assert not output[firsts[-1] :].any()
 
@@ -106,9 +108,7 @@ def test_the_most_rows_that_a_session_may_have_are_all_seen() -> None:
     )
     scratch = Scratch(rows=MOST_ROWS, heads=5, kv_heads=1, head_dim=16, like=keys)
     query = torch.zeros(MOST_ROWS, 5, 16, device=DEVICE)
-    output = attend_in_place(
-        query, keys, values.contiguous(), where, scratch, scale=None, window=None
-    )
+    output = attend_in_place(query, keys, values.contiguous(), where, scratch, Scores(0.25))
     expected = torch.arange(MOST_ROWS, device=DEVICE) / 2  # the mean of what is not later
     torch.testing.assert_close(output, expected[:, None, None].expand(-1, 5, 16))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from torch_checkpoints import FAMILIES, VOCABULARY, plain_logits, save_checkpoint
+from torch_checkpoints import FAMILIES, REFUSED, VOCABULARY, plain_logits, save_checkpoint
 
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_backend import TorchVerifier
@@ -264,6 +264,12 @@ def test_it_names_its_model(checkpoint: Callable[[str], Path], tmp_path: Path) -
         TorchVerifier.load(folder, device="cpu", kv_memory_mib=0)
     with pytest.raises(ModelLoadError, match="safetensors"):
         TorchVerifier.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_decoder_that_would_say_something_else_is_refused(family: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=f"{REFUSED[family][2]}.*; choose a model of"):
+        TorchVerifier.load(save_checkpoint(family, tmp_path), device="cpu")
 
 
 def test_without_torch_it_names_the_extra() -> None:

@@ -28,6 +28,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {}),
     "mistral-window": ("MistralConfig", {"sliding_window": 12}),
+    "gemma2-softcap": ("Gemma2Config", {"sliding_window": 12, "attn_logit_softcapping": 2.0}),
+    "gemma3-two-ropes": ("Gemma3TextConfig", {"sliding_window": 12}),
+}
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "sinks": ("GptOssConfig", {"num_local_experts": 4}, "asks for more"),
+    "no rows": ("GPT2Config", {"n_embd": 64, "n_head": 4, "n_layer": 2}, "fails"),
+    "own attention": ("StableLmConfig", {}, "cannot be replaced"),
+    "all rows": ("OPTConfig", {"word_embed_proj_dim": 64, "ffn_dim": 96}, "cannot score"),
 }
 
 
@@ -38,7 +47,7 @@ def save_checkpoint(family: str, folder: Path, **changes: Any) -> Path:
     from tokenizers import Tokenizer, models
 
     torch.manual_seed(11)
-    name, own = FAMILIES[family]
+    name, own, *_ = {**FAMILIES, **REFUSED}[family]
     config = getattr(transformers, name)(**{**SHAPE, **own, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
