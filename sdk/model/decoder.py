@@ -43,8 +43,8 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int8)": np.dtype(np.int8),
 }
-CHUNK_ROWS = 512
-"""Most rows in one call: attention's scratch memory grows with rows × context."""
+CHUNK_ROWS = 128
+"""Most rows in one call: attention's scratch grows with rows × context, and leaves the caches."""
 
 
 class KvCache:
