@@ -29,6 +29,7 @@ __all__ = [
 _MASK32 = 0xFFFFFFFF
 _MIXER = ((16, 0x7FEB352D), (15, 0x846CA68B))  # lowbias32, as in `sdk.model.noise`
 _CANDIDATES = 16
+_JUDGED = 4  # of them, where top-p may exclude some
 _ROUNDING, _ROUNDING_SHARE = 1e-3, 1e-6  # at least what single precision does to two scores
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
@@ -39,26 +40,78 @@ def choose(
     """Return every row's token as `Sampler.choose` does, −1 where that is not sure: [rows] int64.
 
     Scores in single precision name a few candidates, of which the exact ones are compared. They are
-    sure to hold the winner where the last of them is behind the first by more than rounding can be;
-    other rows, such as one of many equal logits, are for `choose_exactly`.
+    sure to hold the winner where what is behind them is behind it by more than rounding can be;
+    other rows, such as one of many equal logits, are for `choose_exactly`. Nothing is sorted:
+    top-p asks of the foremost candidates alone whether they are kept.
 
     Args:
         logits: [rows, vocab] float32.
         parameters: one per row, temperature above 0.
         positions: of the token to be drawn, one per row.
     """
-    scaled = transform(logits, parameters)
+    vocabulary_size = logits.shape[1]
+    scaled = logits / _column([own.temperature for own in parameters], logits).float()
+    limited = [row for row, own in enumerate(parameters) if not own.keeps_all]
+    rows = torch.tensor(limited, dtype=torch.int64, device=logits.device)
+    limits = [parameters[row] for row in limited]
+    if limited:
+        scaled[rows], weights = _left(scaled[rows], limits)
     keys = _keys(parameters, positions, logits.device)
-    near, ids = (scaled + near_gumbel(noise_bits32(keys, scaled.shape[1]))).topk(
-        min(_CANDIDATES, scaled.shape[1]), dim=-1
+    near, ids = (scaled + near_gumbel(noise_bits32(keys, vocabulary_size))).topk(
+        min(_CANDIDATES, vocabulary_size), dim=-1
     )
     exact = scaled.gather(1, ids).double() + gumbel(noise_bits(ids, keys))
-    winners = ids.where(exact == exact.amax(dim=-1, keepdim=True), scaled.shape[1])
-    first, last = near[:, 0], near[:, -1]
-    sure = last < first - (_ROUNDING + _ROUNDING_SHARE * first.abs())
-    if ids.shape[1] == scaled.shape[1]:
-        sure[:] = True
-    return winners.amin(dim=-1).where(sure, -1)
+    behind = (
+        near[:, -1] if vocabulary_size > _CANDIDATES else torch.full_like(near[:, 0], -torch.inf)
+    )
+    if any(own.top_p < 1.0 for own in limits):
+        judged = _in_nucleus(ids[rows, :_JUDGED], scaled[rows], weights, limits)
+        exact[rows, :_JUDGED] = exact[rows, :_JUDGED].where(judged, -torch.inf)
+        exact[rows, _JUDGED:] = -torch.inf
+        behind[rows] = near[rows, _JUDGED] if vocabulary_size > _JUDGED else -torch.inf
+    best = (exact == exact.amax(dim=-1, keepdim=True)) & (exact > -torch.inf)
+    first = near.where(best, -torch.inf).amax(dim=-1)
+    sure = behind < first - (_ROUNDING + _ROUNDING_SHARE * first.abs())
+    return ids.where(best, vocabulary_size).amin(dim=-1).where(sure, -1)
+
+
+def _left(scaled: Tensor, limits: Sequence[SamplingParameters]) -> tuple[Tensor, Tensor]:
+    """Return what top-k and min-p leave, and likelihoods of what top-k does: [rows, vocab] each."""
+    vocabulary_size = scaled.shape[1]
+    weights = likelihoods(scaled, scaled.amax(dim=-1, keepdim=True))
+    counts = [own.top_k for own in limits if 0 < own.top_k < vocabulary_size]
+    if counts:
+        k = _column([own.top_k or vocabulary_size for own in limits], scaled).long()
+        largest = scaled.topk(max(counts), dim=-1).values
+        least = largest.gather(1, k.clamp(max=max(counts)) - 1)
+        room = k - (scaled > least).sum(dim=-1, keepdim=True)  # for equals of the least, lower ids
+        equal = scaled == least
+        kept = (scaled > least) | (equal & (equal.cumsum(dim=-1) <= room)) | (k >= vocabulary_size)
+        scaled, weights = scaled.where(kept, -torch.inf), weights.where(kept, 0.0)
+    min_p = _column([own.min_p for own in limits], scaled)
+    return scaled.where(weights >= min_p * LIKELIEST, -torch.inf), weights
+
+
+def _in_nucleus(
+    ids: Tensor, left: Tensor, weights: Tensor, limits: Sequence[SamplingParameters]
+) -> Tensor:
+    """Return whether top-p keeps tokens: what is ahead of each does not reach it: [rows, n].
+
+    Args:
+        ids: [rows, n].
+        left: [rows, vocab], what top-k and min-p left.
+        weights: [rows, vocab], likelihoods of what top-k left.
+        limits: one per row.
+    """
+    top_p = _column([own.top_p for own in limits], left)
+    enough = top_p * weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    every = torch.arange(left.shape[1], device=left.device)
+    ahead = []
+    for token in torch.split(ids, 1, dim=-1):
+        value = left.gather(1, token)
+        larger = (left > value) | ((left == value) & (every < token))
+        ahead.append(weights.where(larger, 0.0).sum(dim=-1, keepdim=True, dtype=torch.float64))
+    return (torch.cat(ahead, dim=-1) < enough) | (top_p == 1.0)
 
 
 def choose_exactly(
