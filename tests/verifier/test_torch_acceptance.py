@@ -111,6 +111,8 @@ def test_a_sum_that_reaches_top_p_exactly_is_enough(device: str) -> None:
     own = SamplingParameters(temperature=1.0, top_p=0.5)
     shaped = transform(torch.zeros(1, 4, device=device), [own])
     assert shaped.tolist() == [[0.0, 0.0, -np.inf, -np.inf]]
+    chosen = choose(torch.zeros(64, 4, device=device), [own] * 64, range(64))
+    assert set(chosen.tolist()) == {0, 1}
 
 
 def rows_of(count: int, seed: int, ties: bool) -> Any:
