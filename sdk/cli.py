@@ -8,7 +8,10 @@ asked for: `multispin energy` on a board never imports the server. What fails on
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,6 +22,7 @@ from sdk.errors import DependencyError, MultispinError
 __all__ = ["COMMANDS", "main"]
 
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
 
 
 class Command(NamedTuple):
@@ -63,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if command == name:
                 importlib.import_module(module).configure(subparser)
         args = parser.parse_args(arguments)
-        return int(importlib.import_module(COMMANDS[args.command].module).run(args))
+        code = int(importlib.import_module(COMMANDS[args.command].module).run(args))
+        sys.stdout.flush()  # here, where a reader that is gone is no traceback
+        return code
     except MultispinError as error:
         print(f"multispin: {error}", file=sys.stderr)
         return error.exit_code
@@ -81,6 +87,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("multispin: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return EXIT_READER_GONE
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "where the output goes"
+        print(f"multispin: {where}: {error.strerror}; make room, then try again", file=sys.stderr)
+        return MultispinError.exit_code
+
+
+def _reader_gone() -> bool:
+    """Return whether nobody reads our output any more (`| head`); nothing is written to it then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 if __name__ == "__main__":
