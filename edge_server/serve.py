@@ -159,10 +159,9 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
 
 def _connect(broker: BrokerConfig) -> MqttTransport:
     transport = MqttTransport(broker=broker, client_id="edge", subscriptions=[(UP_FILTER, 1)])
-    if not transport.wait_connected(_CONNECT_TIMEOUT_S):
+    try:
+        transport.connect(_CONNECT_TIMEOUT_S)
+    except ConnectError:
         transport.close()
-        raise ConnectError(
-            f"connect: no broker answers at {broker.host}:{broker.port}; "
-            "check --broker, or leave it out to start a private one"
-        )
+        raise
     return transport

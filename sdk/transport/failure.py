@@ -35,7 +35,10 @@ def explain_error(error: Exception, broker: BrokerConfig) -> Failure:
     if isinstance(error, ConnectionResetError) and broker.tls:
         return Failure(f"{at} hung up on our TLS greeting; if it speaks none, leave ca_file out")
     if isinstance(error, ConnectionRefusedError):
-        return Failure(f"nothing listens at {at}: start a broker there or name another one")
+        return Failure(
+            f"nothing listens at {at}: start a broker there ('multispin serve' brings one) "
+            "or name another one"
+        )
     if isinstance(error, TimeoutError):
         return Failure(f"{at} does not answer: check the address and the network")
     if isinstance(error, socket.gaierror | UnicodeError):

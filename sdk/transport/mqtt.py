@@ -303,7 +303,9 @@ class MqttTransport:
 
     def _note(self, failure: Failure) -> None:
         if self._failure is None or self._failure.reason != failure.reason:
-            _LOG.warning("mqtt: %s", failure.reason)
+            _LOG.warning(
+                "mqtt: %s%s", failure.reason, "" if failure.permanent else "; trying again"
+            )
         with self._changed:
             self._failure = failure
             self._changed.notify_all()

@@ -1,0 +1,85 @@
+"""What newcomers get wrong is one line that names the thing, before anybody waits for a broker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdk.cli import main
+from sdk.errors import ConfigError
+from sdk.journal import Journal
+from sdk.transport.mqtt import MqttTransport
+from tests.session.test_journal import opening
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(self: MqttTransport, **_: object) -> None:
+        raise AssertionError("the mistake should have been told before the broker was asked")
+
+    monkeypatch.setattr(MqttTransport, "__init__", connect)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--top-p 2", "top_p"),
+        ("--temperature -1", "temperature"),
+        ("--max-tokens 0", "max_tokens"),
+        ("--seed -1", "seed"),
+        ("--threads 0", "threads: at least 1"),
+        ("--lost-after -1", "--lost-after -1"),
+        ("--slow-down-ms -1", "--slow-down-ms -1"),
+        ("--energy no-such-meter", "no-such-meter"),
+        ("--energy null --energy-idle -1", "--energy-idle -1"),
+        ("--device a/b", "device id 'a/b'"),
+        ("--model /nowhere", "there is no folder /nowhere"),
+        ("--model /", "is no exported model"),
+        ("--broker localhost", "write HOST:PORT"),
+        ("--config /nowhere.toml", "/nowhere.toml: cannot be read"),
+    ],
+)
+def test_generate(options: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", *options.split()]) in (2, 5, 8)
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory; name a file in a folder"):
+        Journal(path=tmp_path / "no" / "j", opening=opening())
+    with pytest.raises(ConfigError, match="Is a directory"):
+        Journal(path=tmp_path, opening=opening())
+    if Path("/dev/full").exists():  # takes no byte
+        with Journal(path=tmp_path / "j", opening=opening()) as journal:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), journal._file)
+            with pytest.raises(ConfigError, match=f"{os.strerror(errno.ENOSPC)}; make room"):
+                journal.deliver((1,))
+
+
+def test_nobody_reads_on() -> None:
+    """`multispin … | head` ends without a word."""
+    command = [sys.executable, "-m", "sdk.cli", "energy", "list", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_full_disk_takes_no_output() -> None:
+    command = [sys.executable, "-m", "sdk.cli", "energy", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].endswith(
+        "No space left on device; make room, then try again"
+    )
