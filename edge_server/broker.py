@@ -36,6 +36,7 @@ _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
 _PORT_ATTEMPTS = 5
 _KEPT_LINES = 50
+_TROUBLES = ("Error", "failed", "dropped", "denied")
 _PLACES = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto")
 
 
@@ -227,8 +228,13 @@ class BrokerProcess:
         with process.stderr:
             for line in process.stderr:
                 self._lines.append(line.rstrip())
-                _LOG.debug("%s: %s", self.kind, line.rstrip())
+                _LOG.log(self._level(line), "%s: %s", self.kind, _without_time(line.rstrip()))
         process.wait()
+
+    def _level(self, line: str) -> int:
+        """Rank a line: a broker for a network tells everything, one for this machine troubles."""
+        told = self._conf_file is not None or any(word in line for word in _TROUBLES)
+        return logging.INFO if told else logging.DEBUG
 
     def _await_port(self) -> None:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
@@ -255,6 +261,11 @@ class BrokerProcess:
             process.wait()
         keeper.join()
         self._process = self._keeper = None
+
+
+def _without_time(line: str) -> str:
+    time_, colon, rest = line.partition(": ")
+    return rest if colon and time_.isdecimal() else line
 
 
 _NONE_FOUND = (
