@@ -50,7 +50,8 @@ class Patience:
             self._next_word_s = 2 * waited_s
             _LOG.warning(
                 "await verdict: no answer from the edge server for %.0f s, waiting for up to "
-                "%.0f s; check that 'multispin serve' runs at this broker",
+                "%.0f s; check that 'multispin serve' runs at this broker and, with "
+                "certificates, that this device's id is the name in its certificate",
                 waited_s,
                 self._limit_s,
             )
