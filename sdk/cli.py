@@ -25,6 +25,15 @@ EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
 
 
+EXTRAS = {
+    **dict.fromkeys(("cryptography", "pexpect", "serial", "tuf", "uv", "zstandard"), "firmware"),
+    **dict.fromkeys(("accelerate", "onnx", "onnxscript", "optimum"), "export"),
+    **dict.fromkeys(("safetensors", "torch", "transformers"), "torch"),
+    "matplotlib": "plot",
+}
+"""Which extra brings a package that a command may lack."""
+
+
 class Command(NamedTuple):
     """Where a subcommand lives and what it is for."""
 
@@ -74,8 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"multispin: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        # Only our own packages may be absent (a board's bundle has no server); the rest are bugs.
+        # Extras and packages of our own (a board has no server) may be absent; others are bugs.
         package = (error.name or "").split(".")[0]
+        if package in EXTRAS:
+            missing = DependencyError(
+                f"'multispin {name}': {package} is missing; it", EXTRAS[package]
+            )
+            print(f"multispin: {missing}", file=sys.stderr)
+            return missing.exit_code
         if package not in {"edge_server", "firmware_tools", "models"}:
             raise
         print(

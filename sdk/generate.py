@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdk.config import BrokerConfig, Config, load_config, shipped_model
+from sdk.config import BrokerConfig, Config, check_named, load_config, shipped_model
 from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
@@ -169,8 +169,11 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
+    device_id = args.device or config.device.id
+    if device_id is None:
+        check_named(broker)
     return Device(
-        id=args.device or config.device.id or default_device_id(),
+        id=device_id or default_device_id(),
         model=model,
         broker=broker,
         drafter=drafter,

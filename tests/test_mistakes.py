@@ -83,3 +83,28 @@ def test_a_full_disk_takes_no_output() -> None:
     assert done.stderr.splitlines()[0].endswith(
         "No space left on device; make room, then try again"
     )
+
+
+def test_a_missing_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['cryptography'] = None; from sdk.cli import main; "
+        "sys.exit(main(['keys', 'show']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 11
+    assert "cryptography is missing" in done.stderr
+    assert "pip install 'multispin[firmware]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["link"]])
+def test_a_certificate_without_its_device_s_id(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An id of our own invention would be answered by nobody: the broker's rules forbid it."""
+    config = tmp_path / "c.toml"
+    config.write_text('[broker]\nca_file = "ca"\ncert_file = "pi.crt"\nkey_file = "pi.key"\n')
+    assert main([*command, "--config", str(config)]) == 2
+    assert "pi.crt was made for is missing; give --device" in capsys.readouterr().err
