@@ -7,6 +7,7 @@ the kernel if this process ends without ending it (Linux). Knows nothing of topi
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
@@ -301,7 +302,13 @@ def unprivileged_user() -> tuple[int, int]:
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise BrokerError(
+                f"cannot listen on {host}: {error.strerror}; --listen takes an address of this "
+                "machine, 0.0.0.0 for all of them"
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -312,6 +319,11 @@ def _check_free(config: BrokerConfig) -> None:
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise BrokerError(
+                    f"cannot listen on {config.address}: {error.strerror}; give an address of "
+                    "this machine with --listen, and a --port that this user may open"
+                ) from error
             raise BrokerError(
                 f"cannot listen on {config.address}: {error.strerror}; join a broker that runs "
                 f"there with --broker {config.address}, or choose another --port"

@@ -18,7 +18,7 @@ from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.policies import make_policy
 from edge_server.scheduler.solver import ProcessSolver
 from edge_server.secured_broker import SecuredBroker
-from edge_server.serve_options import check, configure
+from edge_server.serve_options import OWN_BROKERS, check, configure
 from edge_server.serve_report import announce, report
 from edge_server.server import EdgeServer
 from edge_server.server_energy import meter_server
@@ -39,7 +39,6 @@ _WEIGHT_BITS = 8
 # Measured on one pair at temperature 1: acceptance 0.61 coupled, 0.67 by the ratio test.
 _REJECTIONS_LEFT = 0.33 / 0.39
 _PLAIN_PORT, _TLS_PORT = 1883, 8883
-_OWN_BROKERS = ("auto", "mosquitto", "amqtt")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,7 +145,7 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
         ).config
     if args.config:
         return load_config(args.config).broker
-    if args.broker in _OWN_BROKERS:
+    if args.broker in OWN_BROKERS:
         return stack.enter_context(
             start_broker(
                 args.broker,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_server.broker import start_broker
 from sdk.cli import main
-from sdk.errors import ConfigError
+from sdk.errors import BrokerError, ConfigError
 from sdk.journal import Journal
 from sdk.transport.mqtt import MqttTransport
 from tests.session.test_journal import opening
@@ -50,6 +51,43 @@ def test_generate(options: str, told: str, capsys: pytest.CaptureFixture[str]) -
     assert told in shown.err
     assert shown.err.count("\n") == 1
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--sessions 0", "--sessions 0: must be at least 1"),
+        ("--kv-memory 0", "--kv-memory 0: must be"),
+        ("--max-draft 65", "--max-draft 65: must be 0 to 64"),
+        ("--threads 0", "--threads 0: must be at least 1"),
+        ("--lanes 0", "--lanes 0: must be"),
+        ("--rate -1", "--rate -1.0: must be"),
+        ("--idle 0", "--idle 0.0: must be"),
+        ("--report-every 0", "--report-every 0.0: must be"),
+        ("--port 65536", "--port 65536: must be 0 to 65535"),
+        ("--metrics here", "give PORT or ADDRESS:PORT"),
+        ("--broker here", "write HOST:PORT"),
+        ("--config /nowhere.toml", "/nowhere.toml: cannot be read"),
+        ("--broker b:1883 --port 1884", "for a broker that 'serve' starts"),
+        ("--weights int8", "--weights: only with --backend torch"),
+        ("--dtype bf16", "--dtype: only with --backend torch"),
+        ("--invariant", "--invariant: only with --backend torch"),
+    ],
+)
+def test_serve_before_a_model_is_loaded(
+    options: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--model", "/nowhere", *options.split()]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", [0, 29_999])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.example"])  # RFC 5737, RFC 2606
+def test_an_address_that_is_not_this_machine_s(host: str, port: int) -> None:
+    with pytest.raises(BrokerError, match=f"cannot listen on {host}.* --listen"):
+        start_broker("amqtt", host=host, port=port)
 
 
 def test_a_journal_that_cannot_be_written(tmp_path: Path) -> None:
