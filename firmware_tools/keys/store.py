@@ -212,7 +212,9 @@ class KeyStore:
 
     def read_secret(self, name: str) -> bytes:
         """Return a secret file."""
-        return _read(self.secret / name, "is the folder of secrets at hand (--secrets)?")
+        return _read(
+            self.secret / name, "name its folder with --secrets, or run: multispin keys init"
+        )
 
     def _write_crl(self, crl: bytes) -> None:
         write_file(self.broker / "ca.crl", crl)

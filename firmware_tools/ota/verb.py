@@ -27,17 +27,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--device", action="append", metavar="ID", help="a board (repeat)")
     who.add_argument("--group", type=Path, metavar="FILE", help="boards, one id per line")
-    parser.add_argument("--release-dir", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--version", metavar="V", help="default: the newest in the release")
-    parser.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
-    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
-    parser.add_argument("--canary", type=int, default=1, metavar="N", help="boards that go first")
-    parser.add_argument("--max-failures", type=int, default=0, metavar="N")
-    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="boards at once")
     parser.add_argument(
-        "--rate-kib-s", type=int, default=512, metavar="N", help="per board; leave room for drafts"
+        "--release-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of releases, as 'multispin bundle sign' fills it",
     )
-    parser.add_argument("--silence-s", type=float, default=600.0, metavar="S")
+    parser.add_argument("--version", metavar="V", help="default: the newest in the release")
+    parser.add_argument(
+        "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
+    )
+    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+    parser.add_argument(
+        "--canary", type=int, default=1, metavar="N", help="boards that go first (default: 1)"
+    )
+    parser.add_argument(
+        "--max-failures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with more failed boards than this, no other is begun (default: 0)",
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=8, metavar="N", help="boards at once (default: 8)"
+    )
+    parser.add_argument(
+        "--rate-kib-s",
+        type=int,
+        default=512,
+        metavar="N",
+        help="per board; leave room for drafts (default: 512)",
+    )
+    parser.add_argument(
+        "--silence-s",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="a board that says nothing for so many seconds has failed (default: 600)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per report")
 
 
