@@ -325,8 +325,9 @@ def _check_free(config: BrokerConfig) -> None:
                     "this machine with --listen, and a --port that this user may open"
                 ) from error
             raise BrokerError(
-                f"cannot listen on {config.address}: {error.strerror}; join a broker that runs "
-                f"there with --broker {config.address}, or choose another --port"
+                f"cannot listen on {config.address}: {error.strerror}; join the broker that runs "
+                f"there (--broker {config.address}, with certificates --config), or choose "
+                "another --port"
             ) from error
 
 

@@ -302,7 +302,9 @@ class MqttTransport:
             self._changed.notify_all()
 
     def _note(self, failure: Failure) -> None:
-        if self._failure is None or self._failure.reason != failure.reason:
+        told = self._failure is not None and self._failure.reason == failure.reason
+        raised = failure.permanent and not self._connection_count  # by `wait_connected`
+        if not told and not raised:
             _LOG.warning(
                 "mqtt: %s%s", failure.reason, "" if failure.permanent else "; trying again"
             )
