@@ -15,6 +15,7 @@ import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 from sdk.errors import DependencyError, MultispinError
@@ -105,11 +106,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_gone():
             return EXIT_READER_GONE
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        hint = _file_hint(error, arguments)
+        if hint is None:
             raise
         where = error.filename or "where the output goes"
-        print(f"multispin: {where}: {error.strerror}; make room, then try again", file=sys.stderr)
+        print(f"multispin: {name}: {where}: {error.strerror}; {hint}", file=sys.stderr)
         return MultispinError.exit_code
+
+
+def _file_hint(error: OSError, arguments: Sequence[str]) -> str | None:
+    """Say what to do about a file that cannot be used; None where that may be our own bug."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room, then try again"
+    if not isinstance(error.filename, str):
+        return None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "name a place that this user may use, or be another user"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        path, named = Path(error.filename), [Path(word) for word in arguments]
+        if path in named or path.parent in [part for word in named for part in (word, word.parent)]:
+            return "check the path"
+    return None
 
 
 def _reader_gone() -> bool:

@@ -146,3 +146,32 @@ def test_a_certificate_without_its_device_s_id(
     config.write_text('[broker]\nca_file = "ca"\ncert_file = "pi.crt"\nkey_file = "pi.key"\n')
     assert main([*command, "--config", str(config)]) == 2
     assert "pi.crt was made for is missing; give --device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "/no/x.rec"), "No such file; check"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/no/.x.rec.part"), "No such file; check"),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "denied; name a place"),
+        (OSError(errno.EROFS, "Read-only", "/etc/x"), "Read-only; name a place"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/our/own/bug"), None),
+    ],
+)
+def test_a_file_that_the_user_named_is_one_line_and_a_bug_is_none(
+    error: OSError,
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("sdk.energy.cli.run", fail)
+    if told is None:
+        with pytest.raises(type(error)):
+            main(["energy", "report", "/no/x.rec"])
+        return
+    assert main(["energy", "report", "/no/x.rec"]) == 1
+    assert f"multispin: energy: {error.filename}: " in (shown := capsys.readouterr().err)
+    assert told in shown
