@@ -96,7 +96,7 @@ class Manifest:
         except FileNotFoundError as error:
             if not folder.is_dir():
                 raise ModelLoadError(
-                    f"loading model: there is no folder {folder}; check --model"
+                    f"loading model: there is no folder {folder}; check the path"
                 ) from error
             raise ModelLoadError(
                 f"loading model: {folder} has no {MANIFEST_NAME}, so it is no exported model; "
