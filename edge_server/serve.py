@@ -44,7 +44,10 @@ _PLAIN_PORT, _TLS_PORT = 1883, 8883
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     check(args)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    for package in ("edge_server", "sdk"):  # of libraries, warnings will do
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # kernels that it misses, we do not use
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
