@@ -7,6 +7,7 @@ the kernel if this process ends without ending it (Linux). Knows nothing of topi
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
@@ -36,6 +37,7 @@ _START_TIMEOUT_S = 15.0
 _STOP_TIMEOUT_S = 3.0
 _PORT_ATTEMPTS = 5
 _KEPT_LINES = 50
+_TROUBLES = ("Error", "failed", "dropped", "denied")
 _PLACES = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/opt/homebrew/sbin/mosquitto")
 
 
@@ -227,8 +229,13 @@ class BrokerProcess:
         with process.stderr:
             for line in process.stderr:
                 self._lines.append(line.rstrip())
-                _LOG.debug("%s: %s", self.kind, line.rstrip())
+                _LOG.log(self._level(line), "%s: %s", self.kind, _without_time(line.rstrip()))
         process.wait()
+
+    def _level(self, line: str) -> int:
+        """Rank a line: a broker for a network tells everything, one for this machine troubles."""
+        told = self._conf_file is not None or any(word in line for word in _TROUBLES)
+        return logging.INFO if told else logging.DEBUG
 
     def _await_port(self) -> None:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
@@ -255,6 +262,11 @@ class BrokerProcess:
             process.wait()
         keeper.join()
         self._process = self._keeper = None
+
+
+def _without_time(line: str) -> str:
+    time_, colon, rest = line.partition(": ")
+    return rest if colon and time_.isdecimal() else line
 
 
 _NONE_FOUND = (
@@ -290,7 +302,13 @@ def unprivileged_user() -> tuple[int, int]:
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise BrokerError(
+                f"cannot listen on {host}: {error.strerror}; --listen takes an address of this "
+                "machine, 0.0.0.0 for all of them"
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -301,9 +319,15 @@ def _check_free(config: BrokerConfig) -> None:
         try:
             probe.bind((config.host, config.port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise BrokerError(
+                    f"cannot listen on {config.address}: {error.strerror}; give an address of "
+                    "this machine with --listen, and a --port that this user may open"
+                ) from error
             raise BrokerError(
-                f"cannot listen on {config.address}: {error.strerror}; join a broker that runs "
-                f"there with --broker {config.address}, or choose another --port"
+                f"cannot listen on {config.address}: {error.strerror}; join the broker that runs "
+                f"there (--broker {config.address}, with certificates --config), or choose "
+                "another --port"
             ) from error
 
 

@@ -28,9 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"holds {', '.join(BROKER_FILES)}; mosquitto.conf and acl are written beside them",
     )
     parser.add_argument("--host", metavar="ADDRESS", help="listen here only (default: everywhere)")
-    parser.add_argument("--port", type=int, default=8883)
-    parser.add_argument("--server", default="edge", metavar="NAME", help="the server's certificate")
-    parser.add_argument("--max-connections", type=int, default=500, metavar="N")
+    parser.add_argument("--port", type=int, default=8883, help="default: 8883")
+    parser.add_argument(
+        "--server",
+        default="edge",
+        metavar="NAME",
+        help="name in the server's certificate (default: edge)",
+    )
+    parser.add_argument(
+        "--max-connections", type=int, default=500, metavar="N", help="at most (default: 500)"
+    )
     parser.add_argument(
         "--one-connection-each",
         action="store_true",
@@ -45,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in BROKER_FILES if not (folder / name).is_file()]
     if missing:
         raise ConfigError(
-            f"broker: {folder / missing[0]} is missing; 'multispin keys init' makes it"
+            f"broker: {folder / missing[0]} is missing; name the folder 'broker' within the one "
+            "that 'multispin keys init' made"
         )
     listener = TlsListener.in_folder(
         folder,

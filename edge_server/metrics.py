@@ -1,7 +1,7 @@
 """What the server has done, as Prometheus reads it: text over HTTP, on loopback unless told else.
 
 The verify loop knows nothing of it: every scrape reads the loop's counters as they stand. Labels
-are device ids, session ids and our own words, none of which needs escaping.
+are device ids and our own words, none of which needs escaping.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def metrics_text(server: EdgeServer, *, link_bps: Mapping[str, float]) -> str:
 def _labels(labels: dict[str, str]) -> str:
     inside = ",".join(f'{name}="{value}"' for name, value in labels.items())
     return f"{{{inside}}}" if inside else ""
+
+
+def _by_device(values: Mapping[str, float]) -> list[Sample]:
+    return [({"device": device}, value) for device, value in values.items()]
 
 
 def _families(
@@ -77,16 +81,20 @@ def _families(
             if not name.startswith(_REJECTED)
         ],
     )
-    grants = [
-        ({"device": session.device, "session": f"{session.id:016x}"}, session.grant)
-        for session in sessions
-    ]
-    lengths: list[Sample] = [(labels, grant.length) for labels, grant in grants]
-    shares: list[Sample] = [(labels, grant.share) for labels, grant in grants]
-    yield "grant_tokens", "gauge", "Draft length granted.", lengths
-    yield "grant_share", "gauge", "Share of the uplink granted.", shares
-    rates: list[Sample] = [({"device": device}, rate) for device, rate in link_bps.items()]
-    yield "link_bits_per_second", "gauge", "Uplink at full share, as believed.", rates
+    lengths: dict[str, int] = {}
+    shares: dict[str, float] = {}
+    for session in sessions:  # by device: a label for each session would grow without end
+        device, grant = session.device, session.grant
+        lengths[device] = max(lengths.get(device, 0), grant.length)
+        shares[device] = min(shares.get(device, 0.0) + grant.share, 1.0)
+    yield "grant_tokens", "gauge", "Longest draft granted.", _by_device(lengths)
+    yield "grant_share", "gauge", "Share of the uplink granted.", _by_device(shares)
+    yield (
+        "link_bits_per_second",
+        "gauge",
+        "Uplink at full share, as believed.",
+        _by_device(link_bps),
+    )
     yield from _energy(server)
 
 

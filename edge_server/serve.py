@@ -18,7 +18,7 @@ from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.policies import make_policy
 from edge_server.scheduler.solver import ProcessSolver
 from edge_server.secured_broker import SecuredBroker
-from edge_server.serve_options import check, configure
+from edge_server.serve_options import OWN_BROKERS, check, configure
 from edge_server.serve_report import announce, report
 from edge_server.server import EdgeServer
 from edge_server.server_energy import meter_server
@@ -39,13 +39,15 @@ _WEIGHT_BITS = 8
 # Measured on one pair at temperature 1: acceptance 0.61 coupled, 0.67 by the ratio test.
 _REJECTIONS_LEFT = 0.33 / 0.39
 _PLAIN_PORT, _TLS_PORT = 1883, 8883
-_OWN_BROKERS = ("auto", "mosquitto", "amqtt")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     check(args)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+    for package in ("edge_server", "sdk"):  # of libraries, warnings will do
+        logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # kernels that it misses, we do not use
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -146,7 +148,7 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
         ).config
     if args.config:
         return load_config(args.config).broker
-    if args.broker in _OWN_BROKERS:
+    if args.broker in OWN_BROKERS:
         return stack.enter_context(
             start_broker(
                 args.broker,
@@ -159,10 +161,9 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
 
 def _connect(broker: BrokerConfig) -> MqttTransport:
     transport = MqttTransport(broker=broker, client_id="edge", subscriptions=[(UP_FILTER, 1)])
-    if not transport.wait_connected(_CONNECT_TIMEOUT_S):
+    try:
+        transport.connect(_CONNECT_TIMEOUT_S)
+    except ConnectError:
         transport.close()
-        raise ConnectError(
-            f"connect: no broker answers at {broker.host}:{broker.port}; "
-            "check --broker, or leave it out to start a private one"
-        )
+        raise
     return transport

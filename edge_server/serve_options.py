@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edge_server.metrics import parse_address
 from edge_server.scheduler.joint import OBJECTIVES
 from edge_server.scheduler.policies import POLICY_NAMES
 from edge_server.verifier.onnx import DEFAULT_LANES
+from sdk.config import BrokerConfig, load_config
 from sdk.errors import ConfigError
 from sdk.model.proposal import MAX_SUPPORT
+from sdk.protocol import MAX_DRAFT_TOKENS
 
-__all__ = ["check", "configure"]
+__all__ = ["OWN_BROKERS", "check", "configure"]
+
+OWN_BROKERS = ("auto", "mosquitto", "amqtt")
+"""Values of --broker that start one."""
 
 _SUPPORTS = (8, 32)
+_MANY = 1 << 31
+_LEAST_S = 0.1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +78,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "beyond this machine and without --keys anybody who reaches it may join",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with a [broker] table")
-    parser.add_argument("--sessions", type=int, default=64, metavar="N", help="at most, at once")
     parser.add_argument(
-        "--kv-memory", type=int, default=1024, metavar="MIB", help="for all keys and values"
+        "--sessions", type=int, default=64, metavar="N", help="at most, at once (default: 64)"
     )
-    parser.add_argument("--idle", type=float, default=120.0, metavar="S", help="session expiry")
-    parser.add_argument("--max-draft", type=int, default=8, metavar="N", help="longest draft")
+    parser.add_argument(
+        "--kv-memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="for all keys and values (default: 1024)",
+    )
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds of silence after which a session is closed (default: 120)",
+    )
+    parser.add_argument(
+        "--max-draft",
+        type=int,
+        default=8,
+        metavar="N",
+        help="longest draft in tokens, up to 64; 0: the server decodes alone (default: 8)",
+    )
     parser.add_argument(
         "--policy",
         choices=POLICY_NAMES,
@@ -134,10 +160,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_LANES,
         metavar="N",
-        help="sessions that an ONNX pass takes together; 1: one by one, with the weights held once",
+        help="sessions that an ONNX pass takes together (default: %(default)s); 1: one by one, "
+        "with the weights held once",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per report")
-    parser.add_argument("--report-every", type=float, default=10.0, metavar="S")
+    parser.add_argument(
+        "--report-every",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds between reports of what was done (default: 10)",
+    )
 
 
 def _ratio_supports(text: str) -> tuple[int, ...]:
@@ -156,8 +189,28 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: naming them.
     """
+    _check_numbers(args)
     _check_bounds(args)
+    _check_backend(args)
     _check_broker(args)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, least, most in (
+        ("sessions", 1, _MANY),
+        ("kv_memory", 1, _MANY),
+        ("max_draft", 0, MAX_DRAFT_TOKENS),
+        ("threads", 1, _MANY),
+        ("lanes", 1, _MANY),
+        ("port", 0, 65_535),
+        ("rate", 0, _MANY),
+        ("idle", _LEAST_S, _MANY),
+        ("report_every", _LEAST_S, _MANY),
+    ):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            bounds = f"at least {least}" if most == _MANY else f"{least} to {most}"
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {bounds}")
 
 
 def _check_bounds(args: argparse.Namespace) -> None:
@@ -173,6 +226,17 @@ def _check_bounds(args: argparse.Namespace) -> None:
         )
 
 
+def _check_backend(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored without a word."""
+    if args.backend == "torch":
+        return
+    for name, default in (("device", "auto"), ("dtype", "auto"), ("weights", "stored")):
+        if getattr(args, name) != default:
+            raise ConfigError(f"--{name}: only with --backend torch; an ONNX target has its own")
+    if args.invariant:
+        raise ConfigError("--invariant: only with --backend torch; an ONNX target always is")
+
+
 def _check_broker(args: argparse.Namespace) -> None:
     if args.secrets and not args.keys:
         raise ConfigError("--secrets: give --keys too")
@@ -180,3 +244,12 @@ def _check_broker(args: argparse.Namespace) -> None:
         raise ConfigError("--keys: starts a mosquitto of its own; leave --config and --broker out")
     if args.keys and args.port == 0:
         raise ConfigError("--port 0: boards must know the port; with --keys give one")
+    if args.metrics is not None:
+        parse_address(args.metrics)
+    if args.config:
+        load_config(args.config)
+    elif args.broker not in OWN_BROKERS:
+        BrokerConfig.parse(args.broker)
+    joins = bool(args.config) or args.broker not in OWN_BROKERS
+    if joins and (args.listen is not None or args.port is not None):
+        raise ConfigError("--listen, --port: are for a broker that 'serve' starts, not to join one")

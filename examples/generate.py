@@ -9,6 +9,7 @@ import sys
 
 import sdk
 from models.registry import pair_dir
+from sdk.errors import MultispinError
 
 
 def main() -> None:
@@ -22,4 +23,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MultispinError as error:  # no broker, no server, no model: one line says which
+        sys.exit(f"generate: {error}")

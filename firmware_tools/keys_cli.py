@@ -1,4 +1,4 @@
-"""`multispin keys init|device|revoke|show`: options in, one line or JSON out.
+"""`multispin keys init|device|broker|revoke|show`: options in, one line or JSON out.
 
 Knows nothing about cryptography.
 """
@@ -25,11 +25,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     device = verbs.add_parser("device", help="make a device's certificate")
     device.add_argument("device", metavar="ID")
+    broker = verbs.add_parser("broker", help="make the broker a new certificate, with more names")
+    broker.add_argument(
+        "--host",
+        action="append",
+        metavar="NAME",
+        help="name or address to add (repeat); those that it has stay",
+    )
     revoke = verbs.add_parser("revoke", help="shut a device out of the broker")
     revoke.add_argument("device", metavar="ID")
     show = verbs.add_parser("show", help="list fingerprints and devices")
-    for verb in (init, device, revoke, show):
-        verb.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
+    for verb in (init, device, broker, revoke, show):
+        verb.add_argument(
+            "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
+        )
         verb.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
         verb.add_argument("--json", action="store_true", help="print JSON")
 
@@ -39,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     verbs: dict[str, Callable[[argparse.Namespace], dict[str, object]]] = {
         "init": _init,
         "device": _device,
+        "broker": _broker,
         "revoke": _revoke,
         "show": _show,
     }
@@ -78,7 +88,26 @@ def _device(args: argparse.Namespace) -> dict[str, object]:
 
     store = KeyStore.at(args.keys, args.secrets)
     store.issue_device(args.device, now=utc_now())
-    return {"device": args.device, "certificate": str(store.public / "devices" / args.device)}
+    folder = Path("devices") / args.device
+    return {
+        "device": args.device,
+        "authority": str(store.public / "ca.crt"),
+        "certificate": str(store.public / folder / "device.crt"),
+        "key": str(store.secret / folder / "device.key"),
+    }
+
+
+def _broker(args: argparse.Namespace) -> dict[str, object]:
+    from firmware_tools.keys.store import KeyStore, utc_now
+
+    store = KeyStore.at(args.keys, args.secrets)
+    names = store.renew_broker(args.host or (), now=utc_now())
+    return {
+        "certificate": str(store.broker / "broker.crt"),
+        "names": ", ".join(names),
+        "next": f"start 'multispin serve --keys {args.keys}' anew; another broker needs "
+        f"{store.broker} copied there and a restart; boards need nothing",
+    }
 
 
 def _revoke(args: argparse.Namespace) -> dict[str, object]:
@@ -98,4 +127,8 @@ def _show(args: argparse.Namespace) -> dict[str, object]:
     from firmware_tools.keys.store import KeyStore
 
     store = KeyStore.at(args.keys, args.secrets)
-    return {"fingerprints": store.fingerprints(), "devices": store.devices()}
+    return {
+        "broker names": ", ".join(store.broker_names()),
+        "fingerprints": store.fingerprints(),
+        "devices": store.devices(),
+    }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sdk.config import shipped_model
 from sdk.errors import ConfigError
 from sdk.model.decoder import PROVIDERS, Decoder, default_threads
 
@@ -53,11 +54,21 @@ class DraftFigures:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the bench's options."""
-    parser.add_argument("--model", required=True, type=Path, help="exported model folder")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped drafter")
     parser.add_argument("--context", type=int, default=128, help="prompt length (default 128)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to draft (default 64)")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--provider", choices=sorted(PROVIDERS), default="cpu")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=default_threads(),
+        help="CPU threads (default here: %(default)s)",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=sorted(PROVIDERS),
+        default="cpu",
+        help="what ONNX Runtime computes with (default: cpu)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
 
 
@@ -65,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     if min(args.context, args.tokens, args.threads) < 1:
         raise ConfigError("bench draft: context, tokens and threads must be at least 1")
-    decoder = Decoder.load(args.model, threads=args.threads, provider=args.provider)
+    decoder = Decoder.load(
+        args.model or shipped_model("drafter"), threads=args.threads, provider=args.provider
+    )
     if args.context + args.tokens > decoder.context_length:
         raise ConfigError(
             f"bench draft: {args.context} + {args.tokens} tokens exceed this model's context of "

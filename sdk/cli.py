@@ -8,10 +8,14 @@ asked for: `multispin energy` on a board never imports the server. What fails on
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 from sdk.errors import DependencyError, MultispinError
@@ -19,6 +23,16 @@ from sdk.errors import DependencyError, MultispinError
 __all__ = ["COMMANDS", "main"]
 
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
+
+
+EXTRAS = {
+    **dict.fromkeys(("cryptography", "pexpect", "serial", "tuf", "uv", "zstandard"), "firmware"),
+    **dict.fromkeys(("accelerate", "onnx", "onnxscript", "optimum"), "export"),
+    **dict.fromkeys(("safetensors", "torch", "transformers"), "torch"),
+    "matplotlib": "plot",
+}
+"""Which extra brings a package that a command may lack."""
 
 
 class Command(NamedTuple):
@@ -63,13 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             if command == name:
                 importlib.import_module(module).configure(subparser)
         args = parser.parse_args(arguments)
-        return int(importlib.import_module(COMMANDS[args.command].module).run(args))
+        code = int(importlib.import_module(COMMANDS[args.command].module).run(args))
+        sys.stdout.flush()  # here, where a reader that is gone is no traceback
+        return code
     except MultispinError as error:
         print(f"multispin: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        # Only our own packages may be absent (a board's bundle has no server); the rest are bugs.
+        # Extras and packages of our own (a board has no server) may be absent; others are bugs.
         package = (error.name or "").split(".")[0]
+        if package in EXTRAS:
+            missing = DependencyError(
+                f"'multispin {name}': {package} is missing; it", EXTRAS[package]
+            )
+            print(f"multispin: {missing}", file=sys.stderr)
+            return missing.exit_code
         if package not in {"edge_server", "firmware_tools", "models"}:
             raise
         print(
@@ -81,6 +103,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("multispin: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return EXIT_READER_GONE
+        hint = _file_hint(error, arguments)
+        if hint is None:
+            raise
+        where = error.filename or "where the output goes"
+        print(f"multispin: {name}: {where}: {error.strerror}; {hint}", file=sys.stderr)
+        return MultispinError.exit_code
+
+
+def _file_hint(error: OSError, arguments: Sequence[str]) -> str | None:
+    """Say what to do about a file that cannot be used; None where that may be our own bug."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room, then try again"
+    if not isinstance(error.filename, str):
+        return None
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "name a place that this user may use, or be another user"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        path, named = Path(error.filename), [Path(word) for word in arguments]
+        if path in named or path.parent in [part for word in named for part in (word, word.parent)]:
+            return "check the path"
+    return None
+
+
+def _reader_gone() -> bool:
+    """Return whether nobody reads our output any more (`| head`); nothing is written to it then."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["BrokerConfig", "Config", "DeviceConfig", "load_config", "shipped_model"]
+__all__ = ["BrokerConfig", "Config", "DeviceConfig", "check_named", "load_config", "shipped_model"]
 
 _MAX_FILE_BYTES = 65_536
 
@@ -129,6 +129,19 @@ def load_config(path: Path) -> Config:
     return Config(
         broker=broker, device=DeviceConfig(**_table(path, tables, "device", _DEVICE_KEYS))
     )
+
+
+def check_named(broker: BrokerConfig) -> None:
+    """Refuse to invent a device's id where the broker knows it by its certificate.
+
+    Raises:
+        ConfigError: naming the certificate.
+    """
+    if broker.cert_file is not None:
+        raise ConfigError(
+            f"device: the id that {broker.cert_file} was made for is missing; give --device, or "
+            "id in the configuration's table [device]"
+        )
 
 
 def shipped_model(name: str) -> Path:

@@ -139,7 +139,9 @@ class Device:
         mode: Mode | None = None,
         journal: Path | None = None,
     ) -> Iterator[Token]:
-        """Yield tokens as they are accepted.
+        """Check the request, and yield tokens as they are accepted.
+
+        Nothing needs the broker before the first token is asked for.
 
         Args:
             prompt: text to continue; must not be empty.
@@ -160,18 +162,16 @@ class Device:
             RejectedError: if the server refuses the session.
             LinkLostError: if the server does not answer, as the options allow.
         """
-        opening = self._opening(
-            prompt,
-            max_tokens,
-            {
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "min_p": min_p,
-                "seed": seed,
-            },
-            mode,
-        )
+        sampling = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "seed": seed,
+        }
+        return self._run(self._opening(prompt, max_tokens, sampling, mode), journal)
+
+    def _run(self, opening: Open, journal: Path | None) -> Iterator[Token]:
         with ExitStack() as stack:
             record = journal and stack.enter_context(Journal(path=journal, opening=opening))
             opening = record.opening if record else opening
@@ -249,12 +249,11 @@ class Device:
             will=Will(topic=status(self.id), payload=_state("offline", boot)),
             birth=(status(self.id), _state("online", boot)),
         )
-        if not transport.wait_connected(_CONNECT_TIMEOUT_S):
+        try:
+            transport.connect(_CONNECT_TIMEOUT_S)
+        except ConnectError:
             transport.close()
-            raise ConnectError(
-                f"connect: no broker answers at {self._broker.host}:{self._broker.port}; "
-                "start one with 'multispin serve', or name another with --broker"
-            )
+            raise
         return transport
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdk.config import BrokerConfig, Config, load_config, shipped_model
+from sdk.config import BrokerConfig, Config, check_named, load_config, shipped_model
 from sdk.device import Device, Token
 from sdk.draft.drafter import Drafter, OnnxDrafter
 from sdk.draft.slowed import SlowedDrafter
@@ -33,12 +33,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML: broker, device, model")
     parser.add_argument("--model", type=Path, metavar="DIR", help="default: the shipped drafter")
     parser.add_argument("--device", metavar="ID", help="default: host name and a random suffix")
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
+    parser.add_argument(
+        "--max-tokens", type=int, default=128, metavar="N", help="at most (default: 128)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy"
+    )
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 keeps all")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the likeliest tokens that make up this probability; 1 keeps all",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="keep tokens of at least this part of the likeliest one's probability; 0 keeps all",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="NUMBER",
+        help="above temperature 0: the same number gives the same text (default: 0)",
+    )
     parser.add_argument(
         "--mode",
         choices=["coupled", "ratio"],
@@ -49,10 +71,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--offline",
         choices=[choice.value for choice in Offline],
         default=Offline.WAIT.value,
-        help="without a server: wait and resume, go on alone unverified, or fail",
+        help="when the server stops answering: wait and resume (default; up to an hour), "
+        "go on alone unverified, or fail",
     )
     parser.add_argument(
-        "--lost-after", type=float, default=15.0, metavar="S", help="seconds without an answer"
+        "--lost-after",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="with --offline local or fail: seconds without an answer (default: 15)",
     )
     parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="survive a power cut; same command resumes"
@@ -78,7 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=10.0,
         metavar="S",
-        help="idle seconds measured before and after, for net figures; 0: gross only",
+        help="idle seconds measured before and after, for net figures (default: 10); 0: gross only",
     )
     parser.add_argument(
         "--energy-trace",
@@ -94,32 +121,46 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
     energy: EnergyRecord | None = None
-    if args.energy_trace and not args.energy:
-        raise ConfigError("--energy-trace: needs --energy auto or --energy METER")
-    with _device(args, broker, config) as device:
-        if args.energy:
-            with MeasuredGeneration(
-                device=device, meter=open_meter(args.energy), idle_s=args.energy_idle
-            ) as measured:
-                summary = _generate(device, args)
+    _check(args)
+    prompt = _prompt(args)
+    device = _device(args, broker, config)
+    tokens = _tokens(device, prompt, args)  # all mistakes are told before anybody waits
+    meter = open_meter(args.energy) if args.energy else None
+    with device:
+        if meter is not None:
+            measuring = MeasuredGeneration(device=device, meter=meter, idle_s=args.energy_idle)
+            with measuring as measured:
+                summary = _generate(device, tokens, args)
             energy = measured.report()
             if args.energy_trace:
                 measured.write_trace(args.energy_trace, energy)
         else:
-            summary = _generate(device, args)
+            summary = _generate(device, tokens, args)
     if args.json:
         fields = {"energy": energy.to_json()} if energy else {}
         print(json.dumps({"summary": summary} | fields), flush=True)
     else:
-        print(f"\n{_sentence(summary)}", file=sys.stderr)
+        print(_sentence(summary), file=sys.stderr)
         if energy:
             print(energy_sentence(energy), file=sys.stderr)
     return 0
 
 
-def _generate(device: Device, args: argparse.Namespace) -> dict[str, object]:
+def _check(args: argparse.Namespace) -> None:
+    if args.energy_trace and not args.energy:
+        raise ConfigError("--energy-trace: needs --energy auto or --energy METER")
+    if not args.lost_after > 0:
+        raise ConfigError(f"--lost-after {args.lost_after}: must be above 0 s")
+    for name, value in (("slow-down-ms", args.slow_down_ms), ("energy-idle", args.energy_idle)):
+        if not value >= 0:
+            raise ConfigError(f"--{name} {value}: must not be below 0")
+
+
+def _generate(
+    device: Device, tokens: Iterator[Token], args: argparse.Namespace
+) -> dict[str, object]:
     started_s = time.monotonic()
-    count = _stream(_tokens(device, args), as_json=args.json)
+    count = _stream(tokens, as_json=args.json)
     return _summary(device, count, time.monotonic() - started_s)
 
 
@@ -128,8 +169,11 @@ def _device(args: argparse.Namespace, broker: BrokerConfig, config: Config) -> D
     drafter: Drafter = OnnxDrafter.load(model, threads=args.threads)
     if args.slow_down_ms > 0:
         drafter = SlowedDrafter(drafter=drafter, seconds_per_token=args.slow_down_ms * 1e-3)
+    device_id = args.device or config.device.id
+    if device_id is None:
+        check_named(broker)
     return Device(
-        id=args.device or config.device.id or default_device_id(),
+        id=device_id or default_device_id(),
         model=model,
         broker=broker,
         drafter=drafter,
@@ -149,9 +193,9 @@ def default_device_id() -> str:
     return f"{host[:20] or 'board'}-{secrets.token_hex(3)}"
 
 
-def _tokens(device: Device, args: argparse.Namespace) -> Iterator[Token]:
+def _tokens(device: Device, prompt: str, args: argparse.Namespace) -> Iterator[Token]:
     return device.generate(
-        _prompt(args),
+        prompt,
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
@@ -177,12 +221,16 @@ def _prompt(args: argparse.Namespace) -> str:
 def _stream(tokens: Iterator[Token], *, as_json: bool) -> int:
     """Print tokens as they come; return how many."""
     count = 0
-    for count, token in enumerate(tokens, start=1):  # noqa: B007 - the count is what remains
-        if as_json:
-            fields = {"id": token.id, "text": token.text, "position": token.position}
-            print(json.dumps(fields | {"verified": token.verified}), flush=True)
-        else:
-            print(token.text, end="", flush=True)
+    try:
+        for count, token in enumerate(tokens, start=1):  # noqa: B007 - the count is what remains
+            if as_json:
+                fields = {"id": token.id, "text": token.text, "position": token.position}
+                print(json.dumps(fields | {"verified": token.verified}), flush=True)
+            else:
+                print(token.text, end="", flush=True)
+    finally:  # what is said next, an error too, begins on a line of its own
+        if count and not as_json:
+            print(flush=True)
     return count
 
 

@@ -29,24 +29,45 @@ class Journal:
                 gives back session id and committed tokens.
 
         Raises:
-            ConfigError: if the file is no journal, or another request's.
+            ConfigError: if the file is no journal, another request's, or cannot be written.
         """
         self._path = path
-        lines = _whole_lines(path)
-        self.opening = _resume(path, lines, opening) if lines else opening
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            lines = _whole_lines(path)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"journal {path}: {error.strerror}; name a file in a folder that you may write to"
+            ) from error
+        try:
+            self.opening = _resume(path, lines, opening) if lines else opening
+        except ConfigError:
+            self.close()
+            raise
         os.ftruncate(self._file, sum(len(line) + 1 for line in lines))
         os.lseek(self._file, 0, os.SEEK_END)
         if not lines:
             self._append(encode_control(opening))
 
     def deliver(self, token_ids: tuple[int, ...]) -> None:
-        """Write tokens down, durably, before they are handed on."""
+        """Write tokens down, durably, before they are handed on.
+
+        Raises:
+            ConfigError: if the disk takes no more.
+        """
         self._append(json.dumps(token_ids).encode())
 
     def _append(self, line: bytes) -> None:
-        os.write(self._file, line + b"\n")
-        os.fsync(self._file)
+        line += b"\n"
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise ConfigError(
+                f"journal {self._path}: {error.strerror}; make room, then give the same command "
+                "again: it goes on after the last token written"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,8 @@ from sdk.energy.record import Interval
 from sdk.protocol import up
 
 __all__ = ["MeasuredGeneration", "energy_sentence"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class MeasuredGeneration:
@@ -67,6 +70,7 @@ class MeasuredGeneration:
     def _measure_idle(self) -> Measurement | None:
         if self._idle_s <= 0:
             return None
+        _LOG.warning("energy: measuring the idle board for %g s", self._idle_s)
         started_s = time.monotonic()
         time.sleep(self._idle_s)
         return self._monitor.measure(started_s, time.monotonic(), key="idle")

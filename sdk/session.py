@@ -22,6 +22,7 @@ from sdk.draft.drafter import Drafter
 from sdk.energy.phases import Phase
 from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
 from sdk.model.prefix import shared
+from sdk.patience import Patience
 from sdk.protocol import (
     Close,
     Draft,
@@ -89,6 +90,7 @@ class Session:
         self._device = device
         self._transport = transport
         self._options = options
+        self._patience = Patience(options=options)
         self._clock = clock
         self._on_phase = on_phase
         self._on_grant = on_grant
@@ -188,7 +190,7 @@ class Session:
                 connection = self._transport.connection_count
                 again = True
             if again or now_s >= due_s:
-                self._check_lost(asked_s, now_s)
+                self._patience.check(now_s - asked_s)
                 attempt += 1
                 self._send(retry=True)
                 sent_s = now_s
@@ -276,16 +278,6 @@ class Session:
         if reject.code in (RejectCode.MALFORMED, RejectCode.BUSY):
             return False  # asked again when due
         raise RejectedError(reject.code.value, reject.reason)
-
-    def _check_lost(self, asked_s: float, now_s: float) -> None:
-        waited_s = now_s - asked_s
-        wait = self._options.offline is Offline.WAIT
-        limit_s = self._options.give_up_s if wait else self._options.lost_after_s
-        if waited_s >= limit_s:
-            raise LinkLostError(
-                f"await verdict: no answer from the edge server for {waited_s:.0f} s; "
-                "check that 'multispin serve' runs and that the broker can be reached"
-            )
 
     # send
 

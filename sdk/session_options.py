@@ -41,6 +41,8 @@ class SessionOptions:
     early_stop: bool = False
 
     def __post_init__(self) -> None:
+        if not (self.lost_after_s > 0 and self.give_up_s > 0):
+            raise ValueError("lost_after_s and give_up_s must be above 0")
         if not 1 <= self.weight_bits <= MAX_WEIGHT_BITS:
             raise ValueError(f"weight_bits must be 1 to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
 

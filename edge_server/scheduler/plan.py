@@ -105,14 +105,15 @@ def pays(cell: Cell) -> str:
     """Return whether drafting pays, against a server that just decodes."""
     alone = solve(cell, "server-only").weighted_goodput
     best = solve(cell, "auto")
+    unit = "tokens/s" if (cell.weight == 1.0).all() else "tokens/s times weight"
     if not best.lengths.any():
         return (
-            f"Drafting does not pay here: the server alone gives {alone:.1f} tokens/s, "
+            f"Drafting does not pay here: the server alone gives {alone:.1f} {unit}, "
             "and no scheme beats it."
         )
     found = best.weighted_goodput
     return (
-        f"Drafting pays: the best scheme ({best.policy}) gives {found:.1f} tokens/s, "
+        f"Drafting pays: the best scheme ({best.policy}) gives {found:.1f} {unit}, "
         f"{found / alone:.2f} times the server alone ({alone:.1f})."
     )
 

@@ -100,7 +100,8 @@ class OnnxVerifier:
         )
         full_bytes = verifier.cache_bytes(verifier.context_length)
         log.info(
-            "verifier: %s, %d sessions a call, %d sessions at most; %d of the full %d tokens fit",
+            "verifier: %s, up to %d sessions a call, at most %d at once; "
+            "memory holds %d sessions of the full %d tokens",
             folder.name,
             shared.count if shared else 1,
             max_sessions,

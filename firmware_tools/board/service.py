@@ -14,6 +14,7 @@ from typing import Protocol
 from firmware_tools.board.guard import EXIT_WRONG_ANSWER
 from firmware_tools.board.notify import Notifier
 from firmware_tools.bundle.manifest import Manifest
+from firmware_tools.errors import SlotError
 from firmware_tools.probe import draft_greedily
 
 __all__ = ["Worker", "drafts_rightly", "serve"]
@@ -44,7 +45,12 @@ def serve(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Run until the worker wants a restart; return the exit code."""
-    manifest = Manifest.from_bytes((slot / "manifest.json").read_bytes())
+    try:
+        manifest = Manifest.from_bytes((slot / "manifest.json").read_bytes())
+    except FileNotFoundError as error:
+        raise SlotError(
+            f"board serve: nothing is installed at {slot}; 'multispin flash' puts it there"
+        ) from error
     if not drafts_rightly(slot, manifest):
         notifier.status("its drafter answers wrongly")
         return EXIT_WRONG_ANSWER

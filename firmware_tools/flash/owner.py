@@ -14,7 +14,7 @@ from sdk.errors import ConfigError
 if TYPE_CHECKING:
     from firmware_tools.bundle.manifest import Manifest
 
-__all__ = ["add_options", "make_seed_for", "public_key_line"]
+__all__ = ["add_options", "make_seed_for", "public_key_line", "read_text"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--broker", required=True, metavar="HOST:PORT", help="as in its certificate"
     )
-    parser.add_argument("--release-dir", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
+    parser.add_argument(
+        "--release-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of releases, as 'multispin bundle sign' fills it",
+    )
+    parser.add_argument(
+        "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
+    )
     parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -43,6 +51,7 @@ def make_seed_for(args: argparse.Namespace, folder: Path) -> Manifest:
 
     keys = KeyStore.at(args.keys, args.secrets)
     broker = BrokerConfig.parse(args.broker)
+    _check_named(broker.host, keys.broker_names())
     bundle = open_bundle(args.bundle, [keys.verify_key("bundle")])
     now = utc_now()
     if keys.devices().get(args.id) != "valid":
@@ -58,6 +67,29 @@ def make_seed_for(args: argparse.Namespace, folder: Path) -> Manifest:
     return bundle.manifest
 
 
+def _check_named(host: str, names: list[str]) -> None:
+    """Refuse a broker that the board would not trust, while that is easily mended."""
+    if host not in names:
+        raise ConfigError(
+            f"flash: --broker {host}: the broker's certificate names {', '.join(names)}; "
+            f"call it by one of these, or run: multispin keys broker --host {host}"
+        )
+
+
+def read_text(path: Path, option: str, hint: str) -> str:
+    """Return a small file's text without the white space around it.
+
+    Raises:
+        ConfigError: naming the option, the file and the hint.
+    """
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"flash: {option} {path}: {error.strerror}; {hint}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"flash: {option} {path}: is no text; {hint}") from error
+
+
 def public_key_line(path: Path | None) -> str:
     """Return the line of an SSH public key file, "" for none.
 
@@ -66,10 +98,7 @@ def public_key_line(path: Path | None) -> str:
     """
     if path is None:
         return ""
-    try:
-        line = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"flash: {path}: {error}") from error
+    line = read_text(path, "--ssh-key", "give your .pub file; ssh-keygen makes one")
     if "PRIVATE" in line or not line.startswith(("ssh-", "ecdsa-", "sk-")) or "\n" in line:
         raise ConfigError(f"flash: {path} is no SSH public key; give the .pub file")
     return line

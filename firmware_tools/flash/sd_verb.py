@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from firmware_tools.flash.firstboot import FORMATS, Settings
-from firmware_tools.flash.owner import add_options, make_seed_for, public_key_line
+from firmware_tools.flash.owner import add_options, make_seed_for, public_key_line, read_text
 from sdk.errors import ConfigError
 
 __all__ = ["configure", "run"]
@@ -30,11 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--boot-dir", type=Path, metavar="MOUNT", help="a mounted boot partition")
     parser.add_argument("--format", choices=FORMATS, help="what the image reads at its first boot")
-    parser.add_argument("--user", default="pi", help="who the SSH key lets in")
-    parser.add_argument("--ssh-key", type=Path, metavar="FILE.pub")
-    parser.add_argument("--wifi-ssid", default="", metavar="NAME")
+    parser.add_argument("--user", default="pi", help="who the SSH key lets in (default: pi)")
+    parser.add_argument("--ssh-key", type=Path, metavar="FILE.pub", help="whom to let in by SSH")
+    parser.add_argument("--wifi-ssid", default="", metavar="NAME", help="network to join")
     parser.add_argument("--wifi-psk-file", type=Path, metavar="FILE", help="its password, alone")
-    parser.add_argument("--wifi-country", default="", metavar="CC")
+    parser.add_argument("--wifi-country", default="", metavar="CC", help="such as GB")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.image and not (args.out or args.device):
         raise ConfigError(
             "flash sd: say where the edited image goes: --out FILE, --device, or both"
+        )
+    if args.boot_dir and not args.boot_dir.is_dir():
+        raise ConfigError(
+            f"flash sd: --boot-dir {args.boot_dir} is no folder; name where the card's boot "
+            "partition is mounted"
         )
     settings = _settings(args)
     with tempfile.TemporaryDirectory(prefix="multispin-seed-") as scratch:
@@ -56,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    psk = args.wifi_psk_file.read_text().strip() if args.wifi_psk_file else ""
+    hint = "give a file with the password alone"
+    psk = read_text(args.wifi_psk_file, "--wifi-psk-file", hint) if args.wifi_psk_file else ""
     return Settings(
         hostname=args.id,
         instance=f"{args.id}-{secrets.token_hex(4)}",

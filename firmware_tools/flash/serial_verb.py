@@ -19,7 +19,7 @@ from pathlib import Path
 
 from firmware_tools.errors import FlashError
 from firmware_tools.flash.console import Console, open_port
-from firmware_tools.flash.owner import add_options, make_seed_for, public_key_line
+from firmware_tools.flash.owner import add_options, make_seed_for, public_key_line, read_text
 from firmware_tools.flash.push import RECEIVER, Push, seconds_for
 from firmware_tools.flash.ssh import Remote
 from firmware_tools.flash.ssh_verb import add_ssh_options, install
@@ -37,13 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("port_path", metavar="PORT", help="/dev/ttyUSB0")
     add_options(parser)
     add_ssh_options(parser)
-    parser.add_argument("--baud", type=int, default=115200)
-    parser.add_argument("--user", default="pi")
+    parser.add_argument("--baud", type=int, default=115200, help="default: 115200")
+    parser.add_argument("--user", default="pi", help="who logs in (default: pi)")
     parser.add_argument("--password-file", type=Path, metavar="FILE", help="default: asked for")
     parser.add_argument("--ssh-key", type=Path, metavar="FILE.pub", help="lets ssh in")
     parser.add_argument("--ssh-host", metavar="HOST", help="if not the board's own address")
-    parser.add_argument("--wifi-ssid", default="", metavar="NAME")
-    parser.add_argument("--wifi-psk-file", type=Path, metavar="FILE")
+    parser.add_argument("--wifi-ssid", default="", metavar="NAME", help="network to join")
+    parser.add_argument("--wifi-psk-file", type=Path, metavar="FILE", help="its password, alone")
     parser.add_argument("--push", action="store_true", help="push everything over the wire: slow")
     parser.add_argument("--yes", action="store_true", help="push although it takes that long")
 
@@ -52,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
     """Log in, then hand over to SSH or push."""
     if not args.push and args.ssh_key is None:
         raise ConfigError("flash serial: give --ssh-key FILE.pub to go on over SSH, or --push")
+    key = public_key_line(args.ssh_key)
     password = (
-        args.password_file.read_text().strip()
+        read_text(args.password_file, "--password-file", "give a file with the password alone")
         if args.password_file
         else getpass.getpass(f"password of {args.user} on the board: ")
     )
     with open_port(args.port_path, args.baud) as port:
+        print(f"waiting for the console at {args.port_path} …", file=sys.stderr)
         console = Console(port=port)
         console.login(args.user, password)
         if args.push:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         address = prepare_ssh(
             console,
             password,
-            key=public_key_line(args.ssh_key),
+            key=key,
             wifi=_wifi(args),
         )
         host_key = console.check(f"cat {_HOST_KEY}")
@@ -152,7 +154,10 @@ def _push(args: argparse.Namespace, console: Console, password: str) -> int:
 def _wifi(args: argparse.Namespace) -> tuple[str, str] | None:
     if not args.wifi_ssid:
         return None
-    return args.wifi_ssid, args.wifi_psk_file.read_text().strip() if args.wifi_psk_file else ""
+    if args.wifi_psk_file is None:
+        return args.wifi_ssid, ""
+    hint = "give a file with the password alone"
+    return args.wifi_ssid, read_text(args.wifi_psk_file, "--wifi-psk-file", hint)
 
 
 def _show(name: str, done: int, size: int, left_s: float) -> None:

@@ -74,19 +74,21 @@ class KeyStore:
         store = cls.at(public, secret)
         if (store.public / "ca.crt").exists() or (store.secret / "ca.key").exists():
             raise KeysError(f"keys init: {public} holds keys already; choose another folder")
-        store.public.mkdir(parents=True, exist_ok=True)
-        store.secret.mkdir(parents=True, exist_ok=True)
-        os.chmod(store.secret, 0o700)
+        try:
+            store.public.mkdir(parents=True, exist_ok=True)
+            store.secret.mkdir(parents=True, exist_ok=True)
+            os.chmod(store.secret, 0o700)
+        except OSError as error:
+            raise KeysError(
+                f"keys init: {error.filename} cannot be made: {error.strerror}; choose a folder "
+                "that you may write to with --keys and --secrets"
+            ) from error
         for role in SIGNING_ROLES:
             key = SigningKey.generate()
             write_file(store.secret / f"{role}.key", key.to_pem(), mode=0o600)
             write_file(store.public / f"{role}.pub", key.verify_key.to_pem())
         authority = Authority.create("multispin", now=now)
-        broker = authority.issue_server(
-            "broker", list(dict.fromkeys([*hosts, "localhost"])), now=now
-        )
-        write_file(store.broker / "broker.key", broker.key, mode=0o600)
-        write_file(store.broker / "broker.crt", broker.certificate)
+        store._issue_broker(authority, hosts, now=now)
         write_file(store.broker / "ca.crt", certificate_pem(authority.certificate))
         store._write(OPERATOR, authority.issue_client(OPERATOR, now=now))
         store._write_crl(authority.revocation_list((), number=1))
@@ -104,6 +106,19 @@ class KeyStore:
         """The folder for the broker's machine."""
         return self.public / "broker"
 
+    def renew_broker(self, hosts: Sequence[str], *, now: datetime) -> list[str]:
+        """Make the broker a new key and certificate for its old names and these; return them all.
+
+        Boards trust the authority, not the certificate, so nothing changes for them.
+        """
+        return self._issue_broker(self._authority(), [*self.broker_names(), *hosts], now=now)
+
+    def broker_names(self) -> list[str]:
+        """Return the names and addresses in the broker's certificate."""
+        certificate = x509.load_pem_x509_certificate(self.read("broker/broker.crt"))
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return [str(name.value) for name in names]
+
     def issue_device(self, device: str, *, now: datetime) -> DeviceFiles:
         """Make the certificate of `device`.
 
@@ -116,7 +131,7 @@ class KeyStore:
             raise KeysError(f"keys device: {OPERATOR!r} is the edge server's own name")
         issued = self._certificate(device)
         if issued is not None and issued.serial_number not in self.revoked_serials():
-            raise KeysError(f"keys device: {device} has a certificate; revoke it first")
+            raise KeysError(f"keys device: {device} has a certificate already; revoke it first")
         (self.secret / "devices" / device).mkdir(parents=True, exist_ok=True)
         fresh = self._authority().issue_client(device, now=now)
         self._write(f"devices/{device}/device", fresh)
@@ -150,7 +165,9 @@ class KeyStore:
         """
         certificate = self._certificate(check_device_id(device))
         if certificate is None:
-            raise KeysError(f"keys revoke: {device} has no certificate")
+            raise KeysError(
+                f"keys revoke: {device} has no certificate; 'multispin keys show' lists who has one"
+            )
         entries = {entry.serial_number: entry.revocation_date_utc for entry in self._crl()}
         if certificate.serial_number in entries:
             return
@@ -191,11 +208,13 @@ class KeyStore:
 
     def read(self, name: str) -> bytes:
         """Return a public file."""
-        return _read(self.public / name, "run: multispin keys init")
+        return _read(self.public / name, "name the folder with --keys, or run: multispin keys init")
 
     def read_secret(self, name: str) -> bytes:
         """Return a secret file."""
-        return _read(self.secret / name, "is the folder of secrets at hand (--secrets)?")
+        return _read(
+            self.secret / name, "name its folder with --secrets, or run: multispin keys init"
+        )
 
     def _write_crl(self, crl: bytes) -> None:
         write_file(self.broker / "ca.crl", crl)
@@ -204,6 +223,15 @@ class KeyStore:
     def _write(self, name: str, issued: Issued) -> None:
         write_file(self.secret / f"{name}.key", issued.key, mode=0o600)
         write_file(self.public / f"{name}.crt", issued.certificate)
+
+    def _issue_broker(
+        self, authority: Authority, hosts: Sequence[str], *, now: datetime
+    ) -> list[str]:
+        names = list(dict.fromkeys([*hosts, "localhost"]))
+        issued = authority.issue_server("broker", names, now=now)
+        write_file(self.broker / "broker.key", issued.key, mode=0o600)
+        write_file(self.broker / "broker.crt", issued.certificate)
+        return names
 
     def _authority(self) -> Authority:
         return Authority.from_pem(self.read("ca.crt"), self.read_secret("ca.key"))

@@ -37,6 +37,7 @@ class Operator:
     version: str
     rate_bytes_s: int
     show: Callable[[str, Report], None] = lambda _device, _report: None
+    asked: Callable[[str], None] = lambda _device: None
     _connections: int = 0
     _asked_last: dict[str, bytes] = field(default_factory=dict)
 
@@ -56,6 +57,7 @@ class Operator:
         self._mend()
         for device in self.rollout.next(time.monotonic()):
             self._command(device, self._wish())
+            self.asked(device)
         message = self.transport.receive(timeout_s)
         while message is not None:
             self._handle(message)

@@ -27,29 +27,59 @@ def configure(parser: argparse.ArgumentParser) -> None:
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--device", action="append", metavar="ID", help="a board (repeat)")
     who.add_argument("--group", type=Path, metavar="FILE", help="boards, one id per line")
-    parser.add_argument("--release-dir", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--version", metavar="V", help="default: the newest in the release")
-    parser.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
-    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
-    parser.add_argument("--canary", type=int, default=1, metavar="N", help="boards that go first")
-    parser.add_argument("--max-failures", type=int, default=0, metavar="N")
-    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="boards at once")
     parser.add_argument(
-        "--rate-kib-s", type=int, default=512, metavar="N", help="per board; leave room for drafts"
+        "--release-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of releases, as 'multispin bundle sign' fills it",
     )
-    parser.add_argument("--silence-s", type=float, default=600.0, metavar="S")
+    parser.add_argument("--version", metavar="V", help="default: the newest in the release")
+    parser.add_argument(
+        "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
+    )
+    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+    parser.add_argument(
+        "--canary", type=int, default=1, metavar="N", help="boards that go first (default: 1)"
+    )
+    parser.add_argument(
+        "--max-failures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with more failed boards than this, no other is begun (default: 0)",
+    )
+    parser.add_argument(
+        "--parallel", type=int, default=8, metavar="N", help="boards at once (default: 8)"
+    )
+    parser.add_argument(
+        "--rate-kib-s",
+        type=int,
+        default=512,
+        metavar="N",
+        help="per board; leave room for drafts (default: 512)",
+    )
+    parser.add_argument(
+        "--silence-s",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="a board that says nothing for so many seconds has failed (default: 600)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per report")
 
 
 def run(args: argparse.Namespace) -> int:
     """Roll out; return 0 if every board succeeded."""
-    from firmware_tools.ota.messages import Report
     from firmware_tools.ota.operator import Operator
     from firmware_tools.ota.rollout import Rollout
     from firmware_tools.ota.shop import Shop
 
     devices = args.device or _group(args.group)
-    version = args.version or newest_version(args.release_dir)
+    version = _version(args.release_dir, args.version)
+    if args.rate_kib_s < 1 or not args.silence_s > 0:
+        raise ConfigError("flash ota: --rate-kib-s is 1 or more, --silence-s above 0")
+    _check_known(args.keys, devices)
     try:
         rollout = Rollout(
             id=secrets.token_hex(8),
@@ -61,11 +91,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise ConfigError(f"flash ota: {error}") from error
-    progress, show = _display(args.json)
-
-    def seen(device: str, report: Report) -> None:
-        show(device, report)
-
+    progress, show, asked = _display(args.json)
     with progress, _transport(args) as transport:
         transport.connect()
         operator = Operator(
@@ -74,18 +100,19 @@ def run(args: argparse.Namespace) -> int:
             shop=Shop(release=args.release_dir),
             version=version,
             rate_bytes_s=args.rate_kib_s << 10,
-            show=seen,
+            show=show,
+            asked=asked,
         )
         well = operator.run()
     _summarise(args, rollout, version)
     return 0 if well else 10
 
 
-def newest_version(release: Path) -> str:
-    """Return the version with the highest counter in a release's newest metadata.
+def _version(release: Path, wanted: str | None) -> str:
+    """Return the wanted version, or the one with the highest counter in the newest metadata.
 
     Raises:
-        ConfigError: if there is no release.
+        ConfigError: if there is no release, or the wanted one is not in it.
     """
     found = sorted(
         release.glob("metadata/*.targets.json"), key=lambda path: int(path.name.split(".")[0])
@@ -93,8 +120,26 @@ def newest_version(release: Path) -> str:
     if not found:
         raise ConfigError(f"flash ota: {release} is no release; see: multispin bundle sign")
     targets = json.loads(found[-1].read_bytes())["signed"]["targets"].values()
-    newest = max(targets, key=lambda target: int(target["custom"]["release"]))
-    return str(newest["custom"]["version"])
+    known = [
+        str(target["custom"]["version"])
+        for target in sorted(targets, key=lambda target: int(target["custom"]["release"]))
+    ]
+    if wanted is not None and wanted not in known:
+        raise ConfigError(
+            f"flash ota: {release} has no version {wanted}; it has {', '.join(known)}"
+        )
+    return wanted or known[-1]
+
+
+def _check_known(keys: Path, devices: list[str]) -> None:
+    """Refuse a board without a certificate: it can be nowhere, and its silence would be long."""
+    known = {path.name for path in (keys / "devices").glob("*")}
+    unknown = [device for device in devices if device not in known]
+    if known and unknown:
+        raise ConfigError(
+            f"flash ota: {unknown[0]} has no certificate under {keys}; 'multispin keys show' lists "
+            "who has one"
+        )
 
 
 def _group(path: Path) -> list[str]:
@@ -131,7 +176,7 @@ def _transport(args: argparse.Namespace) -> Any:
     )
 
 
-def _display(as_json: bool) -> tuple[Any, Any]:
+def _display(as_json: bool) -> tuple[Any, Any, Any]:
     from contextlib import nullcontext
     from dataclasses import asdict
 
@@ -144,19 +189,23 @@ def _display(as_json: bool) -> tuple[Any, Any]:
         def print_json(device: str, report: Report) -> None:
             print(json.dumps({"device": device, **asdict(report)}), flush=True)
 
-        return nullcontext(), print_json
+        def asked_json(device: str) -> None:
+            print(json.dumps({"device": device, "status": "asked"}), flush=True)
+
+        return nullcontext(), print_json, asked_json
     columns = (TextColumn("{task.fields[device]:<16}"), TextColumn("{task.fields[status]:<12}"))
     progress = Progress(*columns, BarColumn(), TimeRemainingColumn())
     tasks: dict[str, Any] = {}
 
+    def asked(device: str) -> None:
+        tasks[device] = progress.add_task("", device=device, status="asked", total=1.0)
+
     def show(device: str, report: Report) -> None:
-        if device not in tasks:
-            tasks[device] = progress.add_task("", device=device, status="", total=1.0)
         whole = report.status in ("installing", "restarting", "successful")
         share = 1.0 if whole else report.done_bytes / max(report.size_bytes, 1)
         progress.update(tasks[device], completed=share, status=report.status)
 
-    return progress, show
+    return progress, show, asked
 
 
 def _summarise(args: argparse.Namespace, rollout: Any, version: str) -> None:

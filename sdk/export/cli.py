@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=sorted(WEIGHTS),
         default="fp32",
-        help="; ".join(f"{name}: {meaning}" for name, meaning in WEIGHTS.items()),
+        help="default: fp32; "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in WEIGHTS.items()),
     )
     export.add_argument(
         "--kv",
@@ -68,6 +69,8 @@ def export(args: argparse.Namespace) -> Manifest:
         from sdk.export.exporter import export_model
     except ImportError as error:
         raise DependencyError("'multispin model export'", "export") from error
+    if args.target is not None:
+        Manifest.load(args.target)  # a wrong folder is told now, not after the export
     with step_display() as progress:
         manifest = export_model(
             args.model,

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> None:
-    from sdk.config import BrokerConfig, Config, load_config
+    from sdk.config import BrokerConfig, Config, check_named, load_config
     from sdk.link.probes import available_probes
     from sdk.link.reporter import LinkReporter
     from sdk.transport.mqtt import MqttTransport
@@ -56,7 +56,10 @@ def _watch(args: argparse.Namespace) -> None:
     config = load_config(args.config) if args.config else Config()
     broker = BrokerConfig.parse(args.broker) if args.broker else config.broker
     suffix = secrets.token_hex(3)
-    device = args.device or config.device.id or broker.username or f"link-{suffix}"
+    device = args.device or config.device.id or broker.username
+    if device is None:
+        check_named(broker)
+        device = f"link-{suffix}"
     # An id of its own, so that a session that runs under the device's is not taken over.
     with MqttTransport(broker=broker, client_id=f"{device}-link-{suffix}") as transport:
         transport.connect(_CONNECT_S)

@@ -26,7 +26,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sdk.errors import ModelLoadError
+from sdk.errors import ConfigError, ModelLoadError
 from sdk.model.huge_pages import use_huge_pages
 from sdk.model.manifest import GRAPH_NAME, Manifest
 from sdk.model.runtime import lacks
@@ -102,8 +102,10 @@ class Decoder:
         `batch_invariant` runs a lone row together with a dummy row that is forgotten again, so that
         a token's logits do not depend on how many tokens share its call: what a verifier needs to
         be lossless to the bit. Raises ModelLoadError when a file is missing or damaged or the
-        provider is not installed.
+        provider is not installed, ConfigError for less than one thread.
         """
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads: at least 1, not {threads}")
         manifest = Manifest.load(folder)
         check_provider(provider)
         check_version(folder, manifest)

@@ -94,9 +94,14 @@ class Manifest:
             files = {name: FileRecord(**record) for name, record in fields.pop("files").items()}
             return cls(**fields, files=files)
         except FileNotFoundError as error:
+            if not folder.is_dir():
+                raise ModelLoadError(
+                    f"loading model: there is no folder {folder}; check the path"
+                ) from error
             raise ModelLoadError(
-                f"loading model: {folder} has no {MANIFEST_NAME}; make one with "
-                f"'multispin model export --model {folder} --out {folder}'"
+                f"loading model: {folder} has no {MANIFEST_NAME}, so it is no exported model; "
+                f"if it is a Hugging Face model, 'multispin model export --model {folder} "
+                f"--out {folder}' adds what is missing"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelLoadError(

@@ -274,7 +274,9 @@ def make_tls_context(broker: BrokerConfig) -> ssl.SSLContext | None:
             file = broker.cert_file
             context.load_cert_chain(broker.cert_file, broker.key_file)
     except OSError as error:  # an SSLError is one
-        raise ConfigError(f"connect: cannot use {file}: {error.strerror or error}") from error
+        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        hint = "name PEM files: the authority's, and a certificate with the key that belongs to it"
+        raise ConfigError(f"connect: cannot use {file}: {why or error}; {hint}") from error
     return context
 
 

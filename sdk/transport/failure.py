@@ -10,6 +10,8 @@ from sdk.config import BrokerConfig
 
 __all__ = ["Failure", "explain_error", "explain_loss", "explain_refusal"]
 
+_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -22,6 +24,13 @@ class Failure:
 def explain_error(error: Exception, broker: BrokerConfig) -> Failure:
     """Explain why the socket could not be connected."""
     at = broker.address
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME:
+        return Failure(
+            f"the certificate of {at} is not trusted: it does not name {broker.host}; use a name "
+            "that it has, or add this one where the keys are: 'multispin keys broker --host "
+            f"{broker.host}'",
+            True,
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".")
         return Failure(
@@ -35,7 +44,10 @@ def explain_error(error: Exception, broker: BrokerConfig) -> Failure:
     if isinstance(error, ConnectionResetError) and broker.tls:
         return Failure(f"{at} hung up on our TLS greeting; if it speaks none, leave ca_file out")
     if isinstance(error, ConnectionRefusedError):
-        return Failure(f"nothing listens at {at}: start a broker there or name another one")
+        return Failure(
+            f"nothing listens at {at}: start a broker there ('multispin serve' brings one) "
+            "or name another one"
+        )
     if isinstance(error, TimeoutError):
         return Failure(f"{at} does not answer: check the address and the network")
     if isinstance(error, socket.gaierror | UnicodeError):
@@ -61,7 +73,11 @@ def explain_loss(last_error: str, broker: BrokerConfig, *, answered: bool) -> Fa
         return Failure(f"the connection to {broker.address} was lost")
     if "alert" in last_error.lower():  # a TLS alert: the broker does not like our certificate
         what = broker.cert_file or "a client without a certificate"
-        detail = last_error.rsplit("] ", 1)[-1].split(" (_ssl")[0]
-        return Failure(f"the broker at {broker.address} refuses {what}: {detail}", True)
+        detail = last_error.rsplit("] ", 1)[-1].split(" (_ssl")[0].removeprefix("sslv3 alert ")
+        return Failure(
+            f"the broker at {broker.address} refuses {what}: {detail}; check both clocks, or make "
+            "a new certificate where the keys are ('multispin keys device')",
+            True,
+        )
     hint = "" if broker.tls else "; if it speaks TLS, give ca_file"
     return Failure(f"{broker.address} closed the connection before letting us in{hint}")

@@ -37,6 +37,7 @@ __all__ = ["MqttTransport", "Will"]
 _LOG = logging.getLogger(__name__)
 
 _GOODBYE_S = 1.0
+_SHORT_S, _FLAPS = 10.0, 3
 _JOIN_S = 10.0  # a connection attempt in progress blocks for five
 
 
@@ -113,6 +114,7 @@ class MqttTransport:
         self._connection_count = 0
         self._control: deque[_Control] = deque()
         self._failure: Failure | None = None
+        self._short_lives = 0  # connections in a row that were lost soon after they came up
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mqtt {client_id}", daemon=True)
         self._thread.start()
@@ -272,7 +274,7 @@ class MqttTransport:
                     self._welcome(connection)
             connection.say_goodbye(_GOODBYE_S)
         except ConnectionFailed as error:
-            self._note(error.failure)
+            self._note(self._explain(error.failure, ready_s))
         finally:
             self._part(connection)
         return 0.0 if ready_s is None else time.monotonic() - ready_s
@@ -301,9 +303,24 @@ class MqttTransport:
             connection.close()
             self._changed.notify_all()
 
+    def _explain(self, failure: Failure, ready_s: float | None) -> Failure:
+        """Name the usual cause where connections come up and are lost at once."""
+        if ready_s is None:
+            return failure
+        short = time.monotonic() - ready_s < _SHORT_S
+        self._short_lives = self._short_lives + 1 if short else 0
+        if self._short_lives < _FLAPS:
+            return failure
+        name = self._options.client_id
+        return Failure(f"{failure.reason} once more; does another client call itself {name!r}?")
+
     def _note(self, failure: Failure) -> None:
-        if self._failure is None or self._failure.reason != failure.reason:
-            _LOG.warning("mqtt: %s", failure.reason)
+        told = self._failure is not None and self._failure.reason == failure.reason
+        raised = failure.permanent and not self._connection_count  # by `wait_connected`
+        if not told and not raised:
+            _LOG.warning(
+                "mqtt: %s%s", failure.reason, "" if failure.permanent else "; trying again"
+            )
         with self._changed:
             self._failure = failure
             self._changed.notify_all()

@@ -209,3 +209,11 @@ def test_commands_export_and_show(
         stream.write(b"x")
     assert main(["model", "show", out]) == 5
     assert "is not what the manifest describes" in capsys.readouterr().err
+
+
+def test_a_wrong_target_is_told_before_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["model", "export", "--model", "/no-model", "--out", str(tmp_path / "out")]
+    assert main([*command, "--target", "/nowhere"]) == 5
+    assert "there is no folder /nowhere" in capsys.readouterr().err

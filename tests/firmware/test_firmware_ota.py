@@ -165,10 +165,32 @@ def test_the_command_line_rolls_out_to_a_group(
         assert main([*options, "--json", "--rate-kib-s", "100000"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines[-1] == {"version": "2.0.0", "stopped": "", "failed": []}
+        assert lines[0] == {"device": "ota-7", "status": "asked"}
         ends = {line["device"]: line["status"] for line in lines[:-1]}
         assert ends == {"ota-7": "successful", "ota-8": "successful"}
         assert main(options) == 0
         assert "already at this version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--device ota-7 --version 9.9", "has no version 9.9; it has 1.0.0, 2.0.0"),
+        ("--device ota-99", "ota-99 has no certificate under"),
+        ("--device ota-7 --rate-kib-s 0", "--rate-kib-s is 1 or more"),
+        ("--device ota-7 --silence-s 0", "--silence-s above 0"),
+        ("--device ota-7 --parallel 0", "parallel at least 1"),
+        ("--group /dev/null", "a rollout needs devices"),
+        ("--group /nowhere", "/nowhere: No such file"),
+    ],
+)
+def test_a_rollout_that_could_only_wait_is_refused(
+    options: str, told: str, fleet: Fleet, wire: Wire, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--broker", "localhost:1", "--release-dir", str(fleet.folder / "release")]
+    keys = ["--keys", str(wire.keys.public)]
+    assert main(["flash", "ota", *common, *keys, *options.split()]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_silent_board_fails_the_rollout(fleet: Fleet) -> None:

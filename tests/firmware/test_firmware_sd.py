@@ -229,7 +229,16 @@ def test_an_image_too_small_leaves_no_half_prepared_one_behind(
     path = copy_of(images["dos"], tmp_path)
     fill(path, tmp_path)
     before, files = path.read_bytes(), {each.name for each in tmp_path.iterdir()}
-    command = ["flash", "sd", "--bundle", str(sd_bundle), "--id", "cam-5", "--broker", "b:1"]
+    command = [
+        "flash",
+        "sd",
+        "--bundle",
+        str(sd_bundle),
+        "--id",
+        "cam-5",
+        "--broker",
+        "localhost:1",
+    ]
     command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
     command += ["--image", str(path), "--out", str(tmp_path / "out.img"), "--json"]
     assert main(command) == 10
@@ -394,3 +403,26 @@ def test_the_command_line(
     (tmp_path / "id.pub").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     assert main([*common, "--image", str(out), "--out", str(out)]) == 2
     assert "no SSH public key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--broker other.lan:8883 --boot-dir .", "run: multispin keys broker --host other.lan"),
+        ("--boot-dir /nowhere", "--boot-dir /nowhere is no folder"),
+        ("--boot-dir . --ssh-key /nowhere.pub", "--ssh-key /nowhere.pub: No such file"),
+        ("--boot-dir . --wifi-psk-file /nowhere", "--wifi-psk-file /nowhere: No such file"),
+        ("", "give either --image or --boot-dir"),
+        ("--image x.img", "--out FILE, --device, or both"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line_and_makes_no_certificate(
+    options: str, told: str, key_store: KeyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "flash sd --bundle /nowhere --id cam-9 --broker localhost:1 --release-dir /nowhere"
+    keys = ["--keys", str(key_store.public)]
+    assert main([*command.split(), *keys, *options.split()]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+    assert "cam-9" not in key_store.devices()

@@ -181,7 +181,7 @@ def test_the_command_line_wants_a_way_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["flash", "serial", "/dev/null", "--bundle", "x", "--id", "cam-7"]
-    command += ["--broker", "b:1", "--release-dir", str(tmp_path)]
+    command += ["--broker", "localhost:1", "--release-dir", str(tmp_path)]
     assert main(command) == 2
     assert "--ssh-key" in capsys.readouterr().err
     (tmp_path / "word").write_text("raspberry\n")

@@ -126,7 +126,7 @@ def test_the_command_line(
     monkeypatch.setattr(getpass, "getpass", no_password)
     command = ["flash", "ssh", server.remote.address, "--port", str(server.port), "--json"]
     command += [f"--ssh-option={option}" for option in server.remote.options]
-    command += ["--bundle", str(ssh_bundle), "--id", "ssh-2", "--broker", "broker.lan:8883"]
+    command += ["--bundle", str(ssh_bundle), "--id", "ssh-2", "--broker", "localhost:8883"]
     command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
     assert main(command) == 0
     shown = json.loads(capsys.readouterr().out)

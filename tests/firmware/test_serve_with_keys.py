@@ -21,6 +21,7 @@ from firmware_broker import free_port
 from edge_server.broker import find_mosquitto
 from edge_server.secured_broker import SecuredBroker
 from firmware_tools.keys import KeyStore
+from firmware_tools.keys.authority import Authority
 from firmware_tools.keys.store import utc_now
 from models.registry import PAIR
 from sdk.cli import main
@@ -206,3 +207,41 @@ def test_the_broker_s_certificate_always_names_this_machine_too(
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names[store.public.name] = extension.value.get_values_for_type(x509.DNSName)
     assert names == {"keys": ["localhost"], "other": ["broker.lan", "localhost"]}
+
+
+def test_a_certificate_that_lacks_the_server_s_name_can_be_made_anew(
+    keys: KeyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in key stores from before `serve --keys`; boards keep theirs."""
+    if find_mosquitto() is None:
+        pytest.skip("apt install mosquitto")
+    authority = Authority.from_pem(keys.read("ca.crt"), keys.read_secret("ca.key"))
+    old = authority.issue_server("broker", ["broker.lan", "10.0.0.7"], now=utc_now())
+    (keys.broker / "broker.crt").write_bytes(old.certificate)
+    (keys.broker / "broker.key").write_bytes(old.key)
+    assert join(keys) == (
+        "connect: the certificate of localhost:{port} is not trusted: it does not name localhost; "
+        "use a name that it has, or add this one where the keys are: "
+        "'multispin keys broker --host localhost'"
+    )
+    options = ["--host", "broker.example", "--keys", str(keys.public), "--json"]
+    assert main(["keys", "broker", *options]) == 0
+    names = json.loads(capsys.readouterr().out)["names"]
+    assert names == "broker.lan, 10.0.0.7, broker.example, localhost"
+    assert join(keys) == ""
+
+
+def join(keys: KeyStore) -> str:
+    """Join as the edge server does and as a board does; return what the server is told."""
+    port = free_port()
+    with (
+        SecuredBroker(keys.public, host="127.0.0.1", port=port) as broker,
+        MqttTransport(broker=broker.config, client_id="edge") as server,
+    ):
+        try:
+            server.connect(WAIT_S)
+        except ConnectError as error:
+            return str(error).replace(str(port), "{port}")
+        with board(keys, port, "cam-1") as first:
+            first.connect(WAIT_S)
+    return ""

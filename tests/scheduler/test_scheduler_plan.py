@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def planned(tmp_path: Path, capsys: Any, data: object, *options: str) -> dict[st
     assert main(["plan", "--cell", write(tmp_path, data), "--json", *options]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
+
+
+def test_the_document_s_cell_can_be_planned(tmp_path: Path, capsys: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    found = planned(tmp_path, capsys, json.loads(example))
+    assert found["devices"] == ["pi-1", "pi-2"]
+    assert main(["plan", "--cell", write(tmp_path, json.loads(example))]) == 0
+    assert "tokens/s times weight, " in capsys.readouterr().out  # pi-2 counts twice
 
 
 @pytest.mark.parametrize("policy", SCHEMES)

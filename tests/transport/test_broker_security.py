@@ -169,7 +169,7 @@ def test_broker_of_another_authority_is_not_trusted(secured: Secured, tmp_path: 
 
 
 def test_certificate_for_another_host_is_not_trusted(secured: Secured) -> None:
-    assert "Hostname mismatch" in refusal(replace(secured.client("pi-1"), host="localhost"))
+    assert "does not name localhost" in refusal(replace(secured.client("pi-1"), host="localhost"))
 
 
 def test_tls_to_a_port_without_it_is_one_line(secured: Secured, mosquitto: BrokerProcess) -> None:
@@ -230,7 +230,7 @@ def test_stolen_client_id_ends_nobodys_connection_where_each_has_one(
 
 
 def test_missing_certificate_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ca\.crt is missing; 'multispin keys init'"):
+    with pytest.raises(ConfigError, match=r"ca\.crt is missing; .* 'multispin keys init' made"):
         run_command(["--folder", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 

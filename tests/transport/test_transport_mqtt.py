@@ -186,3 +186,16 @@ class _echo:  # noqa: N801 - reads as a verb in `with`
     def __exit__(self, *_: object) -> None:
         self._transport.close()
         self._thread.join()
+
+
+def test_two_clients_of_one_name_are_told_so(
+    mosquitto: BrokerProcess, topic: str, join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each takes the other's connection away, without end."""
+    name = topic.replace("/", "-")
+    join(mosquitto.config, client_id=name)
+    join(mosquitto.config, client_id=name)
+    deadline_s = time.monotonic() + WAIT_S
+    while f"once more; does another client call itself '{name}'?" not in caplog.text:
+        assert time.monotonic() < deadline_s, caplog.text
+        time.sleep(0.01)

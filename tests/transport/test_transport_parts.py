@@ -128,9 +128,9 @@ def test_backoff_bears_years_without_a_broker() -> None:
     assert 0 <= backoff.next_s(connected_s=0.0) <= 30
 
 
-def verification_error(message: str) -> ssl.SSLCertVerificationError:
+def verification_error(message: str, code: int) -> ssl.SSLCertVerificationError:
     error = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    error.verify_message = message
+    error.verify_message, error.verify_code = message, code
     return error
 
 
@@ -141,7 +141,9 @@ def verification_error(message: str) -> ssl.SSLCertVerificationError:
         (TimeoutError("timed out"), "b:1883 does not answer", False),
         (socket.gaierror(-2, "Name or service not known"), "the name b is unknown", False),
         (OSError(113, "No route to host"), "b:1883 cannot be reached", False),
-        (verification_error("Hostname mismatch."), "Hostname mismatch; check ca_file", True),
+        (verification_error("self-signed.", 19), "not trusted: self-signed; check ca_file", True),
+        (verification_error("Hostname mismatch.", 62), "'multispin keys broker --host b'", True),
+        (verification_error("IP address mismatch.", 64), "it does not name b; use", True),
         (ssl.SSLError(1, "wrong version number"), "no TLS with b:1883", True),
     ],
 )
@@ -166,6 +168,7 @@ def test_loss_is_explained_by_the_alert_if_there_was_one(tmp_path: object) -> No
     assert "was lost" in explain_loss("", broker, answered=True).reason
     alert = "failed: [SSL: TLSV13_ALERT_X] tlsv13 alert certificate required (_ssl.c:1)"
     assert explain_loss(alert, broker, answered=False).permanent
-    assert explain_loss(alert, broker, answered=False).reason.endswith(
-        "refuses a client without a certificate: tlsv13 alert certificate required"
+    assert (
+        "refuses a client without a certificate: tlsv13 alert certificate required; check"
+        in explain_loss(alert, broker, answered=False).reason
     )
