@@ -30,6 +30,7 @@ __all__ = [
     "FIXED_KEYS",
     "FIXED_ROWS",
     "FIXED_SPAN_ROWS",
+    "MOST_SESSION_ROWS",
     "KvPool",
     "Rows",
     "Scores",
@@ -37,6 +38,7 @@ __all__ = [
     "grouped",
 ]
 
+MOST_SESSION_ROWS = 32  # of one session in place; more is prefill
 FIXED_ROWS = 64
 FIXED_SPAN_ROWS = 16
 FIXED_KEYS = 512

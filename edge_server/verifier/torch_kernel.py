@@ -15,11 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from edge_server.verifier.torch_attention import Scores
+from edge_server.verifier.torch_attention import MOST_SESSION_ROWS, Scores
 
 __all__ = ["Places", "Scratch", "attend_in_place", "block_sizes", "join_parts", "walk_keys"]
 
-MOST_ROWS = 32  # of one session
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _USUAL_ROWS = 8  # of one session: more take a second program
 _LEAST_BLOCK = 16  # of a matrix product on tensor cores
@@ -79,7 +78,7 @@ def attend_in_place(
         query: [rows, heads, head_dim]; the numbers of a head lie together.
         keys: [places, kv_heads, head_dim], contiguous.
         values: as keys.
-        where: at most MOST_ROWS rows of one session.
+        where: at most MOST_SESSION_ROWS rows of one session.
         scratch: for as many rows.
         scores: how the layer scores keys.
 
@@ -90,7 +89,7 @@ def attend_in_place(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     blocks = block_sizes(group, head_dim, keys.element_size())
-    row_blocks = -(-MOST_ROWS * group // blocks["block_rows"])
+    row_blocks = -(-MOST_SESSION_ROWS * group // blocks["block_rows"])
     walk_keys[len(where.starts), kv_heads * row_blocks, scratch.parts](
         query,
         keys,

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_server.verifier.torch_attention import KvPool, Scores, grouped
+from edge_server.verifier.torch_attention import MOST_SESSION_ROWS, KvPool, Scores, grouped
 from edge_server.verifier.torch_segments import Span
 
 __all__ = ["StaticPass", "StaticRows", "attends_in_place", "size_of"]
 
 _SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224,
           256, 320, 384, 448, 512)  # fmt: skip
-_MOST_EACH = 32  # rows of one session; more is prefill, which runs in its own shapes
 _MOST_SESSIONS = 128
 _WARM_UPS = 2  # torch asks for runs before a capture: libraries allocate in them
 _LEAST_FREE = 1 / 16  # of the card's memory: with less, no more graphs
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def size_of(spans: Sequence[Span]) -> int | None:
     """Return the least size that holds a pass's rows; None where there is none."""
-    if len(spans) > _MOST_SESSIONS or max(span.rows for span in spans) > _MOST_EACH:
+    if len(spans) > _MOST_SESSIONS or max(span.rows for span in spans) > MOST_SESSION_ROWS:
         return None
     rows = sum(span.rows for span in spans)
     return next((size for size in _SIZES if size >= rows), None)

@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_server.verifier.torch_attention import Scores, grouped
-from edge_server.verifier.torch_kernel import MOST_ROWS, Places, Scratch, attend_in_place
+from edge_server.verifier.torch_attention import MOST_SESSION_ROWS, Scores, grouped
+from edge_server.verifier.torch_kernel import Places, Scratch, attend_in_place
 
 COMPILER = Path(__file__).with_name("compile_kernels.py")
 LEAST_SHARED = 99 << 10  # bytes a program may take on the cards with the least (8.6, 8.9, 12.0)
@@ -98,18 +98,18 @@ def integers(numbers: list[int]) -> torch.Tensor:
 
 
 def test_the_most_rows_that_a_session_may_have_are_all_seen() -> None:
-    keys = torch.zeros(MOST_ROWS, 1, 16, device=DEVICE)
-    values = torch.arange(MOST_ROWS, device=DEVICE).float()[:, None, None].expand(-1, 1, 16)
+    keys = torch.zeros(MOST_SESSION_ROWS, 1, 16, device=DEVICE)
+    values = torch.arange(MOST_SESSION_ROWS, device=DEVICE).float()[:, None, None].expand(-1, 1, 16)
     where = Places(
-        firsts=integers([0, MOST_ROWS]),
+        firsts=integers([0, MOST_SESSION_ROWS]),
         starts=integers([0]),
-        lasts=integers([MOST_ROWS - 1]),
-        positions=integers(list(range(MOST_ROWS))),
+        lasts=integers([MOST_SESSION_ROWS - 1]),
+        positions=integers(list(range(MOST_SESSION_ROWS))),
     )
-    scratch = Scratch(rows=MOST_ROWS, heads=5, kv_heads=1, head_dim=16, like=keys)
-    query = torch.zeros(MOST_ROWS, 5, 16, device=DEVICE)
+    scratch = Scratch(rows=MOST_SESSION_ROWS, heads=5, kv_heads=1, head_dim=16, like=keys)
+    query = torch.zeros(MOST_SESSION_ROWS, 5, 16, device=DEVICE)
     output = attend_in_place(query, keys, values.contiguous(), where, scratch, Scores(0.25))
-    expected = torch.arange(MOST_ROWS, device=DEVICE) / 2  # the mean of what is not later
+    expected = torch.arange(MOST_SESSION_ROWS, device=DEVICE) / 2  # the mean of what is not later
     torch.testing.assert_close(output, expected[:, None, None].expand(-1, 5, 16))
 
 
