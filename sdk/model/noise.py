@@ -200,41 +200,44 @@ class CoupledNoise:
     def argmax(self, logits: NDArray[np.float32], position: int) -> int:
         """Return argmax_i(logits_i + G_i), an exact sample of softmax; ties go to the lowest id.
 
-        A table bounds every variate by its leading bits. The luckiest tokens, those in its last
-        bucket, and the likeliest one set a score; whoever is not among them has less luck than
-        that bucket's least and must be likely enough to reach the score without it. Only the few
-        that are left need their exact variate.
-
         Args:
             logits: [vocab], unnormalised log-probabilities; −inf excludes a token.
             position: absolute position in the sequence of the token to be drawn.
         """
-        leading = self._leading_bits(position)
-        lucky = leading >= _FIRST_OF_BUCKET[-1]
-        setters = np.append(np.flatnonzero(lucky), logits.argmax())
-        certain = float((logits[setters] + _LOWER_BOUNDS[leading[setters] >> _BUCKET_SHIFT]).max())
-        certain -= 1e-3 + 1e-6 * abs(certain)  # float32 rounding of the bounds
-        near = logits >= certain - float(_UPPER_BOUNDS[-2])
-        candidates = np.flatnonzero(np.logical_or(near, lucky, out=near))
-        left = leading[candidates]
-        bounds = logits[candidates] + _UPPER_BOUNDS[left >> _BUCKET_SHIFT]
-        possible = bounds >= certain
-        candidates, left = candidates[possible], left[possible]
-        scores = logits[candidates].astype(np.float64) + gumbel(left ^ (left >> np.uint32(16)))
-        return int(candidates[int(scores.argmax())])
+        return _winner(logits, self._leading_bits(position))
 
     def argmax_among(
         self, ids: NDArray[np.intp], logits: NDArray[np.float32], position: int
     ) -> int:
-        """Do what `argmax` does where all but a few tokens are excluded.
+        """Do what `argmax` does where only some tokens are not excluded.
 
         Args:
-            ids: tokens that are not, ascending, at least one.
-            logits: [vocab]; only those of `ids` are read.
+            ids: those tokens, ascending, at least one.
+            logits: [ids], of those tokens.
             position: as in `argmax`.
         """
-        bits, scratch = np.empty((2, ids.size), np.uint32)
-        self._mix(self._folded_ids[ids], position, bits, scratch)
-        bits ^= bits >> np.uint32(16)
-        scores = logits[ids].astype(np.float64) + gumbel(bits)
-        return int(ids[int(scores.argmax())])
+        bits, scratch = self._bits[: ids.size], self._scratch[: ids.size]
+        self._mix(np.take(self._folded_ids, ids), position, bits, scratch)
+        return int(ids[_winner(logits, bits)])
+
+
+def _winner(logits: NDArray[np.float32], leading: NDArray[np.uint32]) -> int:
+    """Return the index of the highest score, the lowest among equals.
+
+    A table bounds every variate by its leading bits. The luckiest tokens, those in its last
+    bucket, and the likeliest one set a score; whoever is not among them has less luck than
+    that bucket's least and must be likely enough to reach the score without it. Only the few
+    that are left need their exact variate.
+    """
+    lucky = leading >= _FIRST_OF_BUCKET[-1]
+    setters = np.append(np.flatnonzero(lucky), logits.argmax())
+    certain = float((logits[setters] + _LOWER_BOUNDS[leading[setters] >> _BUCKET_SHIFT]).max())
+    certain -= 1e-3 + 1e-6 * abs(certain)  # float32 rounding of the bounds
+    near = logits >= certain - float(_UPPER_BOUNDS[-2])
+    candidates = np.flatnonzero(np.logical_or(near, lucky, out=near))
+    left = leading[candidates]
+    bounds = logits[candidates] + _UPPER_BOUNDS[left >> _BUCKET_SHIFT]
+    possible = bounds >= certain
+    candidates, left = candidates[possible], left[possible]
+    scores = logits[candidates].astype(np.float64) + gumbel(left ^ (left >> np.uint32(16)))
+    return int(candidates[int(scores.argmax())])

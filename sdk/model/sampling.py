@@ -11,16 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sdk.model.likelihood import LIKELIEST, LOWEST_NATS, likelihoods
+from sdk.model.likelihood import LIKELIEST, likelihoods
 from sdk.model.noise import MAX_SEED, CoupledNoise
+from sdk.model.nucleus import Nucleus
 
 __all__ = ["Sampler", "SamplingParameters", "log_probabilities", "probability", "transform"]
 
 _ROW = 64  # values whose largest bounds the k-th largest of all
-_BLOCK = 24_576  # values whose passes stay in a core's own cache
-_STEPS_NATS = tuple(np.float32(nats) for nats in range(2, int(LOWEST_NATS) + 2, 2))
-_FEW_TO_SORT = 512
-_FEW = 4096  # ids whose exact noise costs less than that of all, bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +94,22 @@ def _kept(scaled: NDArray[np.float32], parameters: SamplingParameters) -> NDArra
             reached = np.cumsum(likelihoods(scaled[ids], peak), dtype=np.float64)
             ids = ids[: int(np.searchsorted(reached, parameters.top_p * reached[-1])) + 1]
     elif parameters.top_p < 1.0:
-        ids = _nucleus(scaled, peak, parameters.top_p)
+        ids = Nucleus(scaled, parameters.top_p).ids()
     elif parameters.min_p > 0.0:
         ids = np.flatnonzero(scaled >= peak + math.log(parameters.min_p) - 1.0)  # 1 to spare
     else:
         ids = np.arange(scaled.size)
-    if parameters.min_p > 0.0:
-        weights = likelihoods(scaled[ids], peak).astype(np.float64)
-        ids = ids[weights >= parameters.min_p * LIKELIEST]
-    return ids
+    return _likely_enough(ids, scaled, parameters.min_p)
+
+
+def _likely_enough(
+    ids: NDArray[np.intp], scaled: NDArray[np.float32], min_p: float
+) -> NDArray[np.intp]:
+    """Return those of the ids that min-p keeps."""
+    if min_p == 0.0:
+        return ids
+    weights = likelihoods(scaled[ids], scaled.max()).astype(np.float64)
+    return ids[weights >= min_p * LIKELIEST]
 
 
 def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.intp]:
@@ -113,44 +117,6 @@ def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     ids = np.flatnonzero(scaled >= _kth_largest(scaled, k))
     top: NDArray[np.intp] = ids[np.argsort(-scaled[ids], kind="stable")[:k]]
     return top
-
-
-def _nucleus(scaled: NDArray[np.float32], peak: np.float32, top_p: float) -> NDArray[np.intp]:
-    """Return the ids of the smallest set of likeliest tokens that holds `top_p` of all weight.
-
-    Thresholds fall until enough is held; then halving what lies between the last two leaves only
-    a few tokens to sort.
-    """
-    blocks = (scaled[first : first + _BLOCK] for first in range(0, scaled.size, _BLOCK))
-    wanted = top_p * sum(_weight(likelihoods(block, peak)) for block in blocks)
-    kept: list[NDArray[np.intp]] = []
-    held, ceiling = 0.0, np.float32(np.inf)
-    for nats in _STEPS_NATS:
-        floor = peak - nats
-        inside = np.flatnonzero(scaled >= floor)
-        between = inside[scaled[inside] < ceiling]
-        weight = _weight(likelihoods(scaled[between], peak))
-        if held + weight >= wanted:
-            break
-        kept, held, ceiling = [*kept, between], held + weight, floor
-    while between.size > _FEW_TO_SORT:
-        values = scaled[between]
-        middle = (values.min() + values.max()) / 2
-        upper = between[values >= middle]
-        if upper.size == between.size:
-            break  # equal, all of them
-        weight = _weight(likelihoods(scaled[upper], peak))
-        if held + weight >= wanted:
-            between = upper
-        else:
-            kept, held, between = [*kept, upper], held + weight, between[values < middle]
-    between = between[np.argsort(-scaled[between], kind="stable")]
-    reached = held + np.cumsum(likelihoods(scaled[between], peak), dtype=np.float64)
-    return np.concatenate([*kept, between[: int(np.searchsorted(reached, wanted)) + 1]])
-
-
-def _weight(weights: NDArray[np.float32]) -> float:
-    return float(weights.sum(dtype=np.float64))
 
 
 def _kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
@@ -194,7 +160,22 @@ class Sampler:
         scaled: NDArray[np.float32] = np.divide(logits, np.float32(self.parameters.temperature))
         if self.parameters.keeps_all:
             return self._noise.argmax(scaled, position)
-        ids = _kept(scaled, self.parameters)
-        if ids.size > _FEW:
-            return self._noise.argmax(_only(scaled, ids), position)
-        return self._noise.argmax_among(np.sort(ids), scaled, position)
+        if self.parameters.top_p < 1.0 and self.parameters.top_k == 0:
+            return self._choose_in_nucleus(scaled, position)
+        ids = np.sort(_kept(scaled, self.parameters))
+        return self._noise.argmax_among(ids, scaled[ids], position)
+
+    def _choose_in_nucleus(self, scaled: NDArray[np.float32], position: int) -> int:
+        """Choose among more tokens than the nucleus, until the winner is in it.
+
+        A winner that is not drops out with all tokens behind it; one that is has also beaten all
+        others that are.
+        """
+        nucleus = Nucleus(scaled, self.parameters.top_p)
+        ids = nucleus.candidates
+        while True:
+            ids = _likely_enough(ids, scaled, self.parameters.min_p)
+            token = self._noise.argmax_among(ids, np.take(scaled, ids), position)
+            if nucleus.holds(token):
+                return token
+            ids = nucleus.ahead_of(token)

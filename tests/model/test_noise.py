@@ -214,7 +214,7 @@ def test_the_argmax_among_few_is_that_of_all_without_the_others(
     few = np.array(sorted(ids))
     shaped = np.full_like(logits, -np.inf)
     shaped[few] = logits[few]
-    assert noise.argmax_among(few, logits, position) == full_argmax(noise, shaped, position)
+    assert noise.argmax_among(few, logits[few], position) == full_argmax(noise, shaped, position)
 
 
 def test_scores_that_rounding_makes_equal_go_to_the_lowest_id() -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from sdk.model.likelihood import likelihoods
 from sdk.model.noise import CoupledNoise, gumbel
+from sdk.model.nucleus import Nucleus
 from sdk.model.sampling import Sampler, SamplingParameters, log_probabilities, transform
 
 Logits = NDArray[np.float32]
@@ -125,6 +126,32 @@ def test_a_nucleus_of_thousands_is_as_defined() -> None:
     assert set(ids.tolist()) == kept_by_definition(logits, parameters)
 
 
+@settings(deadline=None)
+@given(logits=LOGITS, top_p=st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_nucleus_holds_what_it_lists(logits: Logits, top_p: float) -> None:
+    """W-SAMPLE-3: each token judged alone; where nothing is likely, the zeros too."""
+    nucleus = Nucleus(logits, top_p)
+    listed = nucleus.ids().tolist()
+    assert [token for token in range(logits.size) if nucleus.holds(token)] == sorted(listed)
+    assert set(listed) <= set(nucleus.candidates.tolist())
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1.0, 3.0, 8.0])
+def test_a_nucleus_is_exact_at_its_limit(spread: float) -> None:
+    """W-SAMPLE-3: a limit that some token's sum just reaches, or misses by one likelihood."""
+    logits = np.random.default_rng(9).normal(0, spread, 3000).astype(np.float32)
+    order = np.argsort(-logits, kind="stable")
+    reached = np.cumsum(likelihoods(logits[order], logits.max()), dtype=np.float64)
+    for rank in (0, 1, 10, 100, 1000, 2000):
+        for off in (-1.0, 0.0, 1.0):
+            top_p = min(float((reached[rank] + off) / reached[-1]), 1 - 2**-53)
+            nucleus = Nucleus(logits, top_p)
+            size = 1 + int(np.searchsorted(reached, top_p * reached[-1]))
+            assert set(nucleus.ids().tolist()) == set(order[:size].tolist())
+            judged = order[max(0, size - 3) : size + 3]
+            assert [nucleus.holds(token) for token in judged] == [True] * min(size, 3) + [False] * 3
+
+
 def test_among_equals_the_lower_ids_are_kept() -> None:
     """W-SAMPLE-3."""
     equal = row(1, 1, 1, 1)
@@ -215,6 +242,23 @@ def test_the_choice_is_as_defined(
     bits = CoupledNoise(vocabulary_size=logits.size, seed=parameters.seed).bits(position)
     scores = transform(logits, parameters).astype(np.float64) + gumbel(bits)
     assert sampler.choose(logits, position) == int(scores.argmax())
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 100.0])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.95, 1 - 2**-53])
+@pytest.mark.parametrize("min_p", [0.0, 0.02])
+def test_the_choice_is_as_defined_on_a_large_vocabulary(
+    temperature: float, top_p: float, min_p: float
+) -> None:
+    """W-SAMPLE-4: where the first winners are often outside the nucleus."""
+    logits = np.random.default_rng(10).normal(0, 3, 20_000).astype(np.float32)
+    parameters = SamplingParameters(temperature=temperature, top_p=top_p, min_p=min_p, seed=11)
+    sampler = Sampler(parameters=parameters, vocabulary_size=logits.size)
+    noise = CoupledNoise(vocabulary_size=logits.size, seed=11)
+    kept = np.flatnonzero(np.isfinite(shaped := transform(logits, parameters)))
+    for position in range(25):
+        scores = shaped[kept].astype(np.float64) + gumbel(noise.bits(position)[kept])
+        assert sampler.choose(logits, position) == kept[scores.argmax()]
 
 
 def test_the_choice_depends_on_its_arguments_alone() -> None:
