@@ -22,7 +22,7 @@ __all__ = ["STORE"]
 
 WEIGHT_READERS = {"MatMul", "Gather", "Transpose"}
 ACCURACY_LEVEL = 4  # activations are rounded to 8 bits by block, products are integer
-TABLE_BLOCK = 32
+TABLE_BLOCK = {8: 64, 4: 32}  # the largest in which rows do not depend on their company, by bits
 
 
 def store_half(model: onnx.ModelProto) -> None:
@@ -70,8 +70,9 @@ def compute_half(model: onnx.ModelProto) -> None:
 def store_blocks(model: onnx.ModelProto, *, bits: int, block: int, table_bits: int = 8) -> None:
     """Store every linear layer as MatMulNBits, embedding table and head with `table_bits`.
 
-    Blocks of `block` weights of one output share a scale; the value is symmetric about zero. A
-    tied embedding table is stored once and read by GatherBlockQuantized and by the head.
+    Blocks of `block` weights of one output share a scale (in table and head TABLE_BLOCK of them);
+    the value is symmetric about zero. A tied embedding table is stored once and read by
+    GatherBlockQuantized and by the head.
     """
     graph = Graph(model.graph)
     tables = {n.input[0] for n in graph.proto.node if n.op_type == "Gather"}
@@ -83,8 +84,9 @@ def store_blocks(model: onnx.ModelProto, *, bits: int, block: int, table_bits: i
         elif node.op_type == "MatMul" and (table := tied_table(graph, node)) in tables:
             new.extend(quantised_head(graph, node, table, table_bits))
         elif node.op_type == "MatMul" and node.input[1] in graph.initialisers:
-            chosen = table_bits if node.input[1] in heads else bits
-            new.append(quantised_product(graph, node, bits=chosen, block=block))
+            head = node.input[1] in heads
+            chosen = (table_bits, TABLE_BLOCK[table_bits]) if head else (bits, block)
+            new.append(quantised_product(graph, node, *chosen))
         else:
             new.append(node)
     graph.keep(new)
@@ -117,9 +119,7 @@ def quantise(
     return packed, scales
 
 
-def quantised_product(
-    graph: Graph, node: onnx.NodeProto, *, bits: int, block: int
-) -> onnx.NodeProto:
+def quantised_product(graph: Graph, node: onnx.NodeProto, bits: int, block: int) -> onnx.NodeProto:
     name = node.input[1]
     weight = graph.array(name)
     block = fitting_block(weight.shape[0], block)
@@ -151,7 +151,7 @@ def product_node(
 def quantised_table(graph: Graph, name: str, bits: int) -> tuple[str, str, int]:
     """Store a table [vocabulary, hidden] as rows of bytes; return names and block."""
     table = graph.array(name)
-    block = fitting_block(table.shape[1], TABLE_BLOCK)
+    block = fitting_block(table.shape[1], TABLE_BLOCK[bits])
     packed_name, scales_name = f"{name}.int{bits}", f"{name}.scales"
     if packed_name not in graph.initialisers:
         packed, scales = quantise(np.ascontiguousarray(table.T), bits, block)
@@ -193,7 +193,7 @@ STORE: dict[str, Callable[[onnx.ModelProto], None]] = {
     "fp32": lambda _: None,
     "fp16-stored": store_half,
     "fp16": compute_half,
-    "int8": lambda model: store_blocks(model, bits=8, block=32),
+    "int8": lambda model: store_blocks(model, bits=8, block=64),
     "int4": lambda model: store_blocks(model, bits=4, block=32),
     "int4-128": lambda model: store_blocks(model, bits=4, block=128),
     "int4-all": lambda model: store_blocks(model, bits=4, block=32, table_bits=4),

@@ -62,6 +62,7 @@ def test_blocks_replace_every_matrix(
     assert manifest.quality["greedy_agreement"] >= greedy
     head = next(node for node in graph.node if "logits" in node.output)
     assert next(a.i for a in head.attribute if a.name == "bits") == head_bits
+    assert next(a.i for a in head.attribute if a.name == "block_size") == 64 * head_bits // 8
 
 
 def test_tied_table_is_stored_once_in_blocks(tied: Path, tmp_path: Path) -> None:

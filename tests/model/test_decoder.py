@@ -33,12 +33,17 @@ VOCABULARY = 97
 @pytest.fixture(scope="module", params=["float", "int8"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported Llama with random weights whose head is wider than one SIMD block, by KV type."""
+    source = save_llama(tmp_path_factory.mktemp("llama"), hidden_size=64, intermediate_size=112)
+    export_model(source, source, kv=request.param)
+    return source
+
+
+def save_llama(source: Path, *, hidden_size: int, intermediate_size: int) -> Path:
     torch.manual_seed(1)
-    source = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=112,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -47,7 +52,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     LlamaForCausalLM(config).save_pretrained(source)
     (source / "tokenizer.json").write_text("{}")
-    export_model(source, source, kv=request.param)
     return source
 
 
@@ -93,6 +97,22 @@ def test_rows_do_not_depend_on_their_company_to_the_bit(
         cache.rollback(context)
         got = decoder.run(cache, text[context : context + count])
         assert np.array_equal(got, rows[context : context + count]), f"{count} rows"
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_rows_of_quantised_weights_do_not_depend_on_their_company(
+    weights: str, tmp_path: Path, text: np.ndarray
+) -> None:
+    """Several blocks a row: in larger ones, a call's number of rows would decide the last bits."""
+    source = save_llama(tmp_path / "source", hidden_size=192, intermediate_size=512)
+    export_model(source, tmp_path / "out", weights=weights)
+    decoder = Decoder.load(tmp_path / "out", threads=2, batch_invariant=True)
+    expected = decoder.run(decoder.new_cache(), text[:72])
+    for count in range(1, 10):
+        cache = decoder.new_cache()
+        cut = [decoder.run(cache, text[at : at + count]) for at in range(0, 72 - count, count)]
+        found = np.concatenate(cut)
+        assert np.array_equal(found, expected[: len(found)]), f"{count} rows a call"
 
 
 def test_without_the_option_a_lone_row_is_only_close_unless_its_past_is_in_8_bits(
