@@ -18,6 +18,7 @@ __all__ = ["Nucleus"]
 
 _BLOCK = 24_576  # values whose passes stay in a core's own cache
 _FEW_TO_SORT = 512
+_BINS = np.float32(256)
 # How far sums of exponentials are at most from likelihoods over 2^30: a share, and each token's.
 _ROUNDING_SHARE, _ROUNDING = 1e-5, 1 / LIKELIEST
 _LEAST = math.exp(-LOWEST_NATS)
@@ -62,36 +63,34 @@ class Nucleus:
         held = float(np.take(self._near, ahead).sum())
         if abs(held - self._near_wanted) > self._slack:
             return held < self._near_wanted
-        return self._weight(ahead) < self._wanted()
+        weights = self._likelihoods()
+        return _sum(weights[ahead]) < self._top_p * _sum(weights)
 
     def ids(self) -> NDArray[np.intp]:
-        """Return the ids in the nucleus; halving the candidates leaves only a few to sort."""
-        wanted = self._wanted()
+        """Return the ids in the nucleus: bins narrow the candidates down to a few to sort."""
+        weights = self._likelihoods()
+        wanted = self._top_p * _sum(weights)
         kept: list[NDArray[np.intp]] = []
         held, between = 0.0, self.candidates
         while between.size > _FEW_TO_SORT:
-            values = self._scaled[between]
-            middle = (values.min() + values.max()) / 2
-            upper = between[values >= middle]
-            if upper.size == between.size:
-                break  # equal, all of them
-            weight = self._weight(upper)
-            if held + weight >= wanted:
-                between = upper
-            else:
-                kept, held, between = [*kept, upper], held + weight, between[values < middle]
+            values = np.take(self._scaled, between)
+            top, bottom = values.max(), values.min()
+            if top == bottom:
+                break
+            bins = ((top - values) / (top - bottom) * _BINS).astype(np.intp)
+            reached = held + np.cumsum(np.bincount(bins, np.take(weights, between)))
+            last = int(np.searchsorted(reached, wanted))
+            held = float(reached[last - 1]) if last else held
+            kept.append(np.take(between, np.flatnonzero(bins < last)))
+            between = np.take(between, np.flatnonzero(bins == last))
         between = between[np.argsort(-self._scaled[between], kind="stable")]
-        weights = likelihoods(self._scaled[between], self._peak)
-        reached = held + np.cumsum(weights, dtype=np.float64)
+        reached = held + np.cumsum(weights[between], dtype=np.float64)
         return np.concatenate([*kept, between[: int(np.searchsorted(reached, wanted)) + 1]])
 
-    def _wanted(self) -> float:
+    def _likelihoods(self) -> NDArray[np.float32]:
         starts = range(0, self._scaled.size, _BLOCK)
         blocks = (self._scaled[start : start + _BLOCK] for start in starts)
-        return self._top_p * sum(_sum(likelihoods(block, self._peak)) for block in blocks)
-
-    def _weight(self, ids: NDArray[np.intp]) -> float:
-        return _sum(likelihoods(self._scaled[ids], self._peak))
+        return np.concatenate([likelihoods(block, self._peak) for block in blocks])
 
 
 def _sum(weights: NDArray[np.float32]) -> float:
