@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +49,7 @@ def start_broker(
     host: str = "127.0.0.1",
     conf: str | None = None,
     conf_file: Path | None = None,
+    on_loss: Callable[[str], None] = lambda _why: None,
 ) -> BrokerProcess:
     """Start a private broker and return it once it answers; a context manager that ends it.
 
@@ -57,6 +59,7 @@ def start_broker(
         host: address to listen on; beyond loopback anybody on the network may join.
         conf: mosquitto's configuration in place of the private one; needs `port`.
         conf_file: the same as a file that stays while the broker runs, which `reload` needs.
+        on_loss: called from a thread, with a sentence, when the broker ends without being told to.
 
     Raises:
         BrokerError: if there is none, or it does not start.
@@ -72,6 +75,7 @@ def start_broker(
             port=port or _free_port(host),
             conf=conf,
             conf_file=conf_file,
+            on_loss=on_loss,
         )
         try:
             broker.start()
@@ -100,8 +104,11 @@ class BrokerProcess:
         port: int,
         conf: str | None = None,
         conf_file: Path | None = None,
+        on_loss: Callable[[str], None] = lambda _why: None,
     ) -> None:
         """Prepare; nothing runs before `start`."""
+        self._on_loss = on_loss
+        self._serving = False  # started, and not told to end
         self.kind = kind
         self.config = BrokerConfig(host=host, port=port)
         self._conf = conf
@@ -143,6 +150,7 @@ class BrokerProcess:
             except BaseException:  # Ctrl-C too
                 self.kill()
                 raise
+        self._serving = True
         # The broker has read its files; nothing is left on disk that a crash could leave behind.
 
     def restart(self) -> None:
@@ -231,6 +239,9 @@ class BrokerProcess:
                 self._lines.append(line.rstrip())
                 _LOG.log(self._level(line), "%s: %s", self.kind, _without_time(line.rstrip()))
         process.wait()
+        if self._serving:
+            words = "; ".join(list(self._lines)[-2:]) or "it said nothing"
+            self._on_loss(f"{self.kind} on {self.config.address} ended by itself: {words}")
 
     def _level(self, line: str) -> int:
         """Rank a line: a broker for a network tells everything, one for this machine troubles."""
@@ -250,6 +261,7 @@ class BrokerProcess:
             time.sleep(0.01)
 
     def _end(self, number: signal.Signals) -> None:
+        self._serving = False
         process, keeper = self._process, self._keeper
         if process is None or keeper is None:
             return

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +46,13 @@ class SecuredBroker:
     """
 
     def __init__(
-        self, keys: Path, *, secrets: Path | None = None, host: str | None = None, port: int = 8883
+        self,
+        keys: Path,
+        *,
+        secrets: Path | None = None,
+        host: str | None = None,
+        port: int = 8883,
+        on_loss: Callable[[str], None] = lambda _why: None,
     ) -> None:
         """Prepare; nothing runs before the context is entered.
 
@@ -54,12 +61,13 @@ class SecuredBroker:
             secrets: folder of the server's key; None for `keys/secret`.
             host: address to listen on; None for every one.
             port: to listen on.
+            on_loss: as for `start_broker`.
 
         Raises:
             ConfigError: if a file is missing.
         """
         self._source = (keys / "broker").resolve()
-        self._host, self._port = host, port
+        self._host, self._port, self._on_loss = host, port, on_loss
         cert_file = keys / f"{SERVER}.crt"
         key_file = (secrets or keys / "secret") / f"{SERVER}.key"
         for path in (*(self._source / name for name in BROKER_FILES), cert_file):
@@ -95,6 +103,7 @@ class SecuredBroker:
                     port=self._port,
                     host=self._host or _EVERYWHERE,
                     conf_file=conf_file,
+                    on_loss=self._on_loss,
                 )
             )
             watch = threading.Thread(

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from edge_server.server_energy import meter_server
 from edge_server.verifier.interface import Verifier
 from edge_server.verifier.onnx import OnnxVerifier
 from sdk.config import BrokerConfig, load_config, shipped_model
-from sdk.errors import ConnectError
+from sdk.errors import BrokerError, ConnectError
 from sdk.protocol import UP_FILTER, bits_per_id
 from sdk.protocol.proposals import proposal_bytes
 from sdk.transport.mqtt import MqttTransport
@@ -51,10 +52,16 @@ def run(args: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    lost: list[str] = []
+
+    def broker_lost(why: str) -> None:
+        lost.append(why)
+        stop.set()
+
     with ExitStack() as stack:
         verifier = _load_verifier(args)
         energy = stack.enter_context(meter_server(args.energy))
-        broker = _join_broker(args, stack)
+        broker = _join_broker(args, stack, on_loss=broker_lost)
         transport = stack.enter_context(_connect(broker))
         control = DraftControl(
             policy=args.policy,
@@ -86,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         reporter.start()
         server.run(stop)
         reporter.join()
+    if lost:
+        raise BrokerError(f"{lost[0]}; start 'multispin serve' again: boards go on by themselves")
     return 0
 
 
@@ -140,11 +149,15 @@ def _serve_metrics(
     )
 
 
-def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
+def _join_broker(
+    args: argparse.Namespace, stack: ExitStack, *, on_loss: Callable[[str], None]
+) -> BrokerConfig:
     if args.keys:
         port = args.port or _TLS_PORT
         return stack.enter_context(
-            SecuredBroker(args.keys, secrets=args.secrets, host=args.listen, port=port)
+            SecuredBroker(
+                args.keys, secrets=args.secrets, host=args.listen, port=port, on_loss=on_loss
+            )
         ).config
     if args.config:
         return load_config(args.config).broker
@@ -154,6 +167,7 @@ def _join_broker(args: argparse.Namespace, stack: ExitStack) -> BrokerConfig:
                 args.broker,
                 port=_PLAIN_PORT if args.port is None else args.port,
                 host=args.listen or "127.0.0.1",
+                on_loss=on_loss,
             )
         ).config
     return BrokerConfig.parse(args.broker)

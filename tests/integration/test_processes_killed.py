@@ -154,3 +154,24 @@ def test_interrupted_commands_leave_nothing_behind(target: Path, open_folder: Pa
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((address.host, address.port), 1.0)
+
+
+def test_a_server_whose_own_broker_dies_ends_so_that_it_can_be_restarted(target: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdk.cli", "serve", "--model", str(target), "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        process.stdout.readline()
+        for child in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            for pid in child.read_text().split():
+                if b"mosquitto" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
+        assert process.wait(20) == 6
+        last = process.stderr.read().splitlines()[-1]
+    assert "ended by itself" in last
+    assert "start 'multispin serve' again" in last
