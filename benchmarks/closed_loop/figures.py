@@ -85,7 +85,7 @@ def bits_per_token(trace: Trace, vocabulary_size: int) -> float:
     """Return what a drafted token took on the wire: its id, and ids and weights beside it."""
     drafted = sum(report.drafted for report in trace.rounds)
     uploaded_bits = 8 * sum(report.distribution_bytes for report in trace.rounds)
-    return bits_per_id(vocabulary_size) + uploaded_bits / drafted
+    return bits_per_id(vocabulary_size) + uploaded_bits / max(drafted, 1)
 
 
 def granted(trace: Trace, window: Window) -> list[tuple[Ints, Floats]]:
