@@ -22,7 +22,6 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 
 from edge_server.mosquitto_conf import private_conf
 from edge_server.with_parent import wrap
@@ -172,12 +171,7 @@ class BrokerProcess:
     def __enter__(self) -> BrokerProcess:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _command(self, folder: Path) -> list[str]:
