@@ -227,10 +227,10 @@ def test_the_command_line(
 def test_what_is_asked_wrongly_is_one_line_and_makes_no_certificate(
     options: str, told: str, key_store: KeyStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "flash sd --bundle /nowhere --id cam-9 --broker localhost:1 --release-dir /nowhere"
+    command = "flash sd --bundle /nowhere --id cam-0 --broker localhost:1 --release-dir /nowhere"
     keys = ["--keys", str(key_store.public)]
     assert main([*command.split(), *keys, *options.split()]) == 2
     shown = capsys.readouterr().err
     assert told in shown
     assert shown.count("\n") == 1
-    assert "cam-9" not in key_store.devices()
+    assert "cam-0" not in key_store.devices()
