@@ -16,7 +16,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -27,16 +26,11 @@ from benchmarks.machine import machine
 from benchmarks.namespaces import (
     GOODPUT_SHARE,
     board_link,
-    broker_configuration,
-    die_with_parent,
-    end,
+    broker,
     enter_own_network,
     ip,
-    mosquitto,
-    namespace,
     shape,
     timer_lateness,
-    wait_until,
 )
 from sdk.config import BrokerConfig
 from sdk.link.pacing import PacedTransport
@@ -85,20 +79,14 @@ def parse_arguments() -> argparse.Namespace:
 @contextlib.contextmanager
 def shaped_link() -> Iterator[BrokerConfig]:
     """Yield the address of a broker behind an uplink of 8 Mbit/s."""
-    with broker_configuration(PORT) as config, contextlib.ExitStack() as stack:
-        command = ["unshare", "--net", mosquitto() or "mosquitto", "-c", f"/dev/fd/{config}"]
-        server = subprocess.Popen(
-            command, preexec_fn=die_with_parent, pass_fds=[config], stderr=subprocess.DEVNULL
-        )
-        stack.callback(end, server)
-        wait_until(lambda: namespace(server.pid) != namespace(os.getpid()))
+    with broker(PORT, own_network=True) as server_pid:
         ip("link", "set", "lo", "up")
         board_link(
             os.getpid(),
             name="down0",
             board=f"{BOARD_ADDRESS}/24",
             server=f"{SERVER_ADDRESS}/24",
-            server_pid=server.pid,
+            server_pid=server_pid,
         )
         shape(STEPS_MBPS[0])
         yield BrokerConfig(host=SERVER_ADDRESS, port=PORT)

@@ -15,18 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 __all__ = [
     "GOODPUT_SHARE",
     "board_link",
-    "broker_configuration",
-    "die_with_parent",
-    "end",
+    "broker",
+    "child",
     "enter_own_network",
     "ip",
-    "mosquitto",
-    "namespace",
-    "run",
     "shape",
     "timer_lateness",
     "wait_until",
@@ -50,7 +47,7 @@ def enter_own_network(module: str) -> str | None:
 
     Returns None once inside; where that cannot be had, what is missing.
     """
-    if os.geteuid() != 0 or not shutil.which("unshare") or not mosquitto():
+    if os.geteuid() != 0 or not shutil.which("unshare") or not _mosquitto():
         return "needs root, unshare, tc and mosquitto"
     if os.environ.get(_INSIDE) != "1":
         # exec keeps the process id, so whoever started us can still end us.
@@ -75,16 +72,15 @@ def shape(rate_mbps: float, *, inside: int | None = None) -> None:
     slower than it says; much more, and a train passes before it is shaped.
     """
     command = f"tc qdisc replace dev up0 root tbf rate {rate_mbps}mbit burst 1600 latency 50ms"
-    run([*_enter(inside), *command.split()])
+    _run([*_enter(inside), *command.split()])
 
 
 def ip(*arguments: str, inside: int | None = None) -> None:
     """Run `ip`, in another process's namespace if one is given."""
-    run([*_enter(inside), "ip", *arguments])
+    _run([*_enter(inside), "ip", *arguments])
 
 
-def run(command: Sequence[str]) -> None:
-    """Run a command to its end."""
+def _run(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=10)
 
 
@@ -92,20 +88,29 @@ def _enter(pid: int | None) -> list[str]:
     return [] if pid is None else ["nsenter", "-t", str(pid), "-n"]
 
 
-def namespace(pid: int) -> str:
-    """Return the network namespace of a process."""
-    return os.readlink(f"/proc/{pid}/ns/net")
+@contextlib.contextmanager
+def child(command: Sequence[str], *, own_network: bool = False, **options: Any) -> Iterator[int]:
+    """Run a command, in a network namespace of its own if asked; yield its process id.
+
+    It ends with the block, and also when this program goes, even by SIGKILL.
+    """
+    unshare = ["unshare", "--net"] if own_network else []
+    process = subprocess.Popen([*unshare, *command], preexec_fn=_die_with_parent, **options)
+    try:
+        if own_network:
+            wait_until(lambda: _network(process.pid) != _network(os.getpid()))
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait(10)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this child when its parent goes, even by SIGKILL."""
+def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a child."""
-    process.kill()
-    process.wait(10)
+def _network(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -117,20 +122,22 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def mosquitto() -> str | None:
-    """Return where mosquitto is."""
-    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
 @contextlib.contextmanager
-def broker_configuration(port: int) -> Iterator[int]:
-    """Yield a descriptor of a mosquitto configuration that leaves nothing behind."""
+def broker(port: int, *, own_network: bool = False) -> Iterator[int]:
+    """Run mosquitto, which leaves nothing behind; yield its process id."""
     config = os.memfd_create("mosquitto.conf", 0)
     try:
         os.write(config, _CONFIG.format(port=port).encode())
-        yield config
+        command = [_mosquitto() or "mosquitto", "-c", f"/dev/fd/{config}"]
+        quiet = {"pass_fds": [config], "stderr": subprocess.DEVNULL}
+        with child(command, own_network=own_network, **quiet) as pid:
+            yield pid
     finally:
         os.close(config)
+
+
+def _mosquitto() -> str | None:
+    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from edge_server.energy import EnergyLedger, scheduler_figures
 from edge_server.engine import Engine
+from edge_server.frame_problems import problem_with_draft, problem_with_open
 from edge_server.scheduler.interface import Controller
 from edge_server.sessions import Arrival, Session, SessionTable
 from edge_server.strikes import Strikes
@@ -23,7 +24,6 @@ from sdk.protocol import (
     MAX_VERDICT_TOKENS,
     Close,
     Draft,
-    Mode,
     Open,
     Opened,
     Reject,
@@ -160,7 +160,7 @@ class Gateway:
                 self._reopen(session, opening)
                 return
             self._close(session)
-        problem = self._problem_with(opening)
+        problem = problem_with_open(opening, self._verifier)
         if problem is not None:
             self._reject(device, *problem, session=opening.session)
             return
@@ -197,26 +197,6 @@ class Gateway:
         self._send_opened(session)
         self._send_committed(session, position=len(opening.prompt) + len(opening.committed))
 
-    def _problem_with(self, opening: Open) -> tuple[RejectCode, str] | None:
-        verifier = self._verifier
-        if opening.vocabulary_size != verifier.vocabulary_size:
-            return RejectCode.VOCABULARY, (
-                f"the drafter has {opening.vocabulary_size} token ids, "
-                f"the target {verifier.vocabulary_size}"
-            )
-        if opening.tokenizer != verifier.tokenizer_hash:
-            return RejectCode.TOKENIZER, (
-                f"the drafter's tokenizer is {opening.tokenizer[:16]}…, "
-                f"the target's {verifier.tokenizer_hash[:16]}…"
-            )
-        known = len(opening.prompt) + len(opening.committed)
-        if known >= verifier.context_length or len(opening.committed) >= opening.max_tokens:
-            return RejectCode.CONTEXT, (
-                f"{known} tokens leave no room for another: the context holds "
-                f"{verifier.context_length}, max_tokens is {opening.max_tokens}"
-            )
-        return None
-
     def _make_room(self, device: str) -> None:
         """Close a device's oldest session when it opens more than it may have."""
         own = self._sessions.of_device(device)
@@ -232,42 +212,18 @@ class Gateway:
         draft = decode_draft(payload)
         session = self._sessions.find(device, draft.session)
         if session is None:
-            self._reject(
-                device,
-                RejectCode.UNKNOWN_SESSION,
-                "open the session again with its committed tokens",
-                session=draft.session,
-                round_=draft.round,
-            )
+            reason = "open the session again with its committed tokens"
+            self._reject_draft(device, draft, RejectCode.UNKNOWN_SESSION, reason)
             return
-        if draft.highest_id >= self._verifier.vocabulary_size:
-            self._reject(
-                device,
-                RejectCode.VOCABULARY,
-                f"token ids must be below {self._verifier.vocabulary_size}",
-                session=draft.session,
-                round_=draft.round,
-            )
-            return
-        if draft.proposals and session.opening.mode is not Mode.RATIO:
-            self._reject(
-                device,
-                RejectCode.MODE,
-                "this session was opened for drafts without distributions",
-                session=draft.session,
-                round_=draft.round,
-            )
+        problem = problem_with_draft(draft, session.opening, self._verifier)
+        if problem is not None:
+            self._reject_draft(device, draft, *problem)
             return
         arrival = session.arrive(draft, now_s=self._clock())
         self.counters[arrival.name.lower()] += 1
         if arrival is Arrival.AHEAD:
-            self._reject(
-                device,
-                RejectCode.POSITION,
-                f"position {draft.position} is beyond the {session.position} committed tokens",
-                session=draft.session,
-                round_=draft.round,
-            )
+            reason = f"position {draft.position} is beyond the {session.position} committed tokens"
+            self._reject_draft(device, draft, RejectCode.POSITION, reason)
         elif arrival in (Arrival.BEHIND, Arrival.ENDED):
             self._send_committed(session, position=draft.position, draft=draft)
         elif arrival is Arrival.WAITS:
@@ -327,6 +283,9 @@ class Gateway:
                 target=self._verifier.target_hash,
             ),
         )
+
+    def _reject_draft(self, device: str, draft: Draft, code: RejectCode, reason: str) -> None:
+        self._reject(device, code, reason, session=draft.session, round_=draft.round)
 
     def _reject(
         self,

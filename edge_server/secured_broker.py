@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from edge_server.broker import BrokerProcess, start_broker, unprivileged_user
 from edge_server.mosquitto_conf import (
@@ -115,12 +114,7 @@ class SecuredBroker:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _watch(self, copy: Path, broker: BrokerProcess) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from sdk.draft.ahead import Ahead
 from sdk.draft.drafter import Drafter
 from sdk.energy.phases import Phase
-from sdk.errors import LinkLostError, MalformedFrameError, RejectedError
+from sdk.errors import LinkLostError, RejectedError
 from sdk.model.prefix import shared
 from sdk.patience import Patience
 from sdk.protocol import (
@@ -34,17 +34,12 @@ from sdk.protocol import (
     RejectCode,
     Verdict,
     bits_per_id,
-    decode_control,
-    decode_verdict,
-    down,
-    encode_control,
-    encode_draft,
-    up,
 )
 from sdk.round_trip import RoundTrip
 from sdk.sequence import Reception, Sequence
+from sdk.session_frames import SessionFrame, SessionFrames
 from sdk.session_options import Offline, SessionOptions, SessionStats
-from sdk.transport.interface import Transport, publish_packet_bytes
+from sdk.transport.interface import Transport
 
 __all__ = ["Delivery", "Session"]
 
@@ -87,8 +82,9 @@ class Session:
         self.stats = SessionStats()
         self.round_trip = RoundTrip()
         self._opening = opening
-        self._device = device
-        self._transport = transport
+        self._frames = SessionFrames(
+            device=device, session=opening.session, transport=transport, stats=self.stats
+        )
         self._options = options
         self._patience = Patience(options=options)
         self._clock = clock
@@ -128,7 +124,7 @@ class Session:
             yield from self._decode_locally()
         finally:
             self._on_phase(Phase.IDLE)
-            self._publish_control(Close(session=self._opening.session))
+            self._frames.send(Close(session=self._opening.session))
 
     # ask
 
@@ -165,7 +161,7 @@ class Session:
     def _answer(self, *, send: bool) -> Delivery:
         """Send, wait, and send again until a verdict advances the sequence; commit it."""
         asked_s = self._clock()
-        connection = self._transport.connection_count
+        connection = self._frames.connection_count
         attempt = 0
         if send:
             self._send(retry=False)
@@ -186,8 +182,8 @@ class Session:
                 again = reception is Reception.GAP and (attempt == 0 or now_s >= due_s)
             elif isinstance(frame, Reject):
                 again = self._recover(frame)
-            if self._transport.connection_count != connection:
-                connection = self._transport.connection_count
+            if self._frames.connection_count != connection:
+                connection = self._frames.connection_count
                 again = True
             if again or now_s >= due_s:
                 self._patience.check(now_s - asked_s)
@@ -195,7 +191,7 @@ class Session:
                 self._send(retry=True)
                 sent_s = now_s
 
-    def _receive(self, due_s: float) -> Verdict | Opened | Reject | None:
+    def _receive(self, due_s: float) -> SessionFrame | None:
         """Return the next frame of this session, drafting on until it comes or is due."""
         while self._may_draft_ahead() and self._clock() < due_s:
             frame = self._read(timeout_s=0.0)
@@ -212,26 +208,10 @@ class Session:
         enough = len(self._draft) + 1 + self._length  # the draft, the bonus token, the next draft
         return len(self._ahead) < min(enough, self._room - 1)
 
-    def _read(self, *, timeout_s: float) -> Verdict | Opened | Reject | None:
-        message = self._transport.receive(timeout_s)
-        if message is None or message.retained:
-            return None
-        is_verdict = message.topic == down(self._device, "verdict")
-        size = len(message.payload)
-        self.stats.received_bytes += publish_packet_bytes(message.topic, size, int(not is_verdict))
-        self.stats.received_payload_bytes += size
-        try:
-            decode = decode_verdict if is_verdict else decode_control
-            frame = decode(message.payload)
-        except MalformedFrameError:
-            self.stats.malformed += 1
-            return None
-        if frame.session != self._opening.session or not isinstance(
-            frame, Verdict | Opened | Reject
-        ):
-            self.stats.stale += 1
-            return None
-        self._opened = self._opened or not isinstance(frame, Reject)
+    def _read(self, *, timeout_s: float) -> SessionFrame | None:
+        frame = self._frames.receive(timeout_s)
+        if frame is not None:
+            self._opened = self._opened or not isinstance(frame, Reject)
         if isinstance(frame, Opened):
             self._capacity = min(self._capacity, frame.context_length)
         return frame
@@ -285,17 +265,14 @@ class Session:
         self.stats.retries += retry
         if retry:
             self._committed_s = None  # how long such a round takes says nothing of the next
-        if self._opened:
-            self._publish_draft(retry=retry)
-        else:
-            self._publish_control(self._opening_now())
+        self._frames.send(self._draft_frame(retry=retry) if self._opened else self._opening_now())
 
-    def _publish_draft(self, *, retry: bool) -> None:
+    def _draft_frame(self, *, retry: bool) -> Draft:
         credit = 0
         if self._length == 0:
             credit = max(self._credit_until - self.sequence.position, 1)
         sent = self._ahead.first(len(self._draft))
-        frame = Draft(
+        return Draft(
             session=self._opening.session,
             round=self._round,
             position=self.sequence.position,
@@ -307,17 +284,6 @@ class Session:
             retry=retry,
             proposals=tuple(drafted.proposal for drafted in sent if drafted.proposal),
         )
-        self._publish("draft", encode_draft(frame), qos=0)
-
-    def _publish_control(self, frame: Open | Close) -> None:
-        leaf = "open" if isinstance(frame, Open) else "close"
-        self._publish(leaf, encode_control(frame), qos=1)
-
-    def _publish(self, leaf: str, payload: bytes, *, qos: int) -> None:
-        topic = up(self._device, leaf)
-        if self._transport.publish(topic, payload, qos=qos):
-            self.stats.sent_bytes += publish_packet_bytes(topic, len(payload), qos)
-            self.stats.sent_payload_bytes += len(payload)
 
     def _opening_now(self) -> Open:
         """Return the request with everything that has been committed since."""

@@ -7,7 +7,6 @@ import socket
 import struct
 import threading
 import time
-from types import TracebackType
 
 from sdk.config import BrokerConfig
 
@@ -108,12 +107,7 @@ class FaultProxy:
     def __enter__(self) -> FaultProxy:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing = True
         self._threads[0].join()  # the one that adds to the others
         for pair in self._pairs:

@@ -8,16 +8,18 @@ passed in.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from edge_server.scheduler.cell import Cell, Floats, Plan, VerifyCost
+from edge_server.scheduler.basis import Basis
+from edge_server.scheduler.cell import Cell, Plan, VerifyCost
 from edge_server.scheduler.devices import KnownDevice, KnownDevices, possible_energy
 from edge_server.scheduler.estimators import SurvivalEstimator, VerifyEstimator
 from edge_server.scheduler.interface import Grant, Mode, RoundReport, VerifyReport
 from edge_server.scheduler.joint import OBJECTIVES, POLICIES, Answer, Question
-from edge_server.scheduler.modes import RatioMode, rescaled
+from edge_server.scheduler.known_session import KnownSession
+from edge_server.scheduler.modes import RatioMode
 from edge_server.scheduler.solver import InlineSolver, Solver
 
 __all__ = ["DraftControl"]
@@ -27,29 +29,6 @@ SURVIVAL_KEEP = 0.98
 FIRST_DRAFTS = 8  # rounds that an unknown device drafts before it may be told not to
 DEVICES_KEPT = 4096  # devices whose measurements are remembered, with sessions or without
 DEVICES_PER_S = 500.0  # a plan for more devices than that is solved less often
-
-
-@dataclass(slots=True, kw_only=True)
-class _Session:
-    """What one session has shown, what the plan grants it, and what it was last given."""
-
-    device: KnownDevice
-    mode: Mode
-    survival: SurvivalEstimator
-    grant: Grant
-    given: Grant
-    probe_drafts: int
-    observed_s: float  # when its last round was
-    rounds_alone: int = 0
-    all_accepted: bool = True  # so that the device may have drafted on for the next
-
-
-@dataclass(frozen=True, slots=True)
-class _Basis:
-    """The inputs that a plan was solved from, as logarithms, to judge drift by."""
-
-    sessions: tuple[tuple[str, int], ...]
-    inputs: Floats
 
 
 class DraftControl:
@@ -127,11 +106,11 @@ class DraftControl:
         self._drift, self._least_s = drift, least_s
         self._probe_every, self._probe_rounds = probe_every, probe_rounds
         self._solver = solver or InlineSolver()
-        self._sessions: dict[tuple[str, int], _Session] = {}
+        self._sessions: dict[tuple[str, int], KnownSession] = {}
         self._devices = KnownDevices(kept=DEVICES_KEPT)
         self._verify = VerifyEstimator()
-        self._asked: _Basis | None = None  # what the next answer will stand for
-        self._basis: _Basis | None = None
+        self._asked: Basis | None = None  # what the next answer will stand for
+        self._basis: Basis | None = None
         self._plan: Plan | None = None
         self._looked_s = -math.inf
         self._following = "continuous" if policy == "auto" else policy
@@ -160,7 +139,7 @@ class DraftControl:
         share = 1.0 / (others + 1) if self._shared else 1.0
         length = self._start if known.length is None else known.length
         grant = Grant(length=length, share=share, mode=mode)
-        self._sessions[device, session] = _Session(
+        self._sessions[device, session] = KnownSession(
             device=known,
             mode=mode,
             survival=survival
@@ -177,21 +156,8 @@ class DraftControl:
     def observe(self, report: RoundReport) -> None:
         """Take in one finished round; rounds of unknown sessions are ignored."""
         state = self._sessions.get((report.device, report.session))
-        if state is None:
-            return
-        since_s, state.observed_s = report.now_s - state.observed_s, report.now_s
-        if report.drafted == 0:
-            state.rounds_alone += 1
-            if state.rounds_alone % self._probe_every == 0:
-                state.probe_drafts = self._probe_rounds
-            return
-        state.probe_drafts = max(0, state.probe_drafts - 1)
-        state.survival.add(drafted=report.drafted, accepted=report.accepted)
-        # Behind a draft that was accepted whole, a part of the next may have been drafted before.
-        drafted_on, state.all_accepted = state.all_accepted, report.accepted == report.drafted
-        state.device.observe_round(
-            report, given=state.given, since_s=since_s, drafted_on=drafted_on
-        )
+        if state is not None:
+            state.observe(report, probe_every=self._probe_every, probe_rounds=self._probe_rounds)
 
     def observe_verify(self, report: VerifyReport) -> None:
         """Take in one verification pass."""
@@ -236,7 +202,7 @@ class DraftControl:
         state.given = self._probe(state) if probing else state.grant
         return state.given
 
-    def _probe(self, state: _Session) -> Grant:
+    def _probe(self, state: KnownSession) -> Grant:
         """Return a grant that lets a session which stopped drafting show what it would do."""
         if self._max == 0:
             return state.grant
@@ -261,8 +227,8 @@ class DraftControl:
         if fit is None or self._solver.busy or now_s - self._looked_s < least_s:
             return
         self._looked_s = now_s
-        basis = self._measure()
-        if self._basis is not None and self._near(basis, self._basis):
+        basis = self._basis_now()
+        if self._basis is not None and basis.near(self._basis, drift=self._drift):
             return
         self._asked = basis
         self._solver.ask(self._question())
@@ -296,19 +262,15 @@ class DraftControl:
             objective=self._objective,
             rate_tokens_per_s=self._rate,
             following=self._following,
-            ratio_modes=tuple(self._modes_of(state) for state in self._sessions.values()),
+            ratio_modes=tuple(
+                state.modes(self._ratio_modes, bits_per_token=self._bits)
+                for state in self._sessions.values()
+            ),
             always_upload=self._always_upload,
             usual_length=max(1, self._start),
         )
 
-    def _modes_of(self, state: _Session) -> tuple[RatioMode, ...]:
-        """Return how a session may upload distributions, with what they really take."""
-        if state.mode is not Mode.RATIO:
-            return ()
-        measured = state.device.measured
-        return tuple(measured(mode, bits_per_token=self._bits) for mode in self._ratio_modes)
-
-    def _measure(self) -> _Basis:
+    def _basis_now(self) -> Basis:
         fit = self._verify.fit()
         assert fit is not None
         size = self._verify.mean_requests or 1.0
@@ -317,22 +279,8 @@ class DraftControl:
             fit.predict(requests=size, rows=5.0 * size),
         ]
         for state in self._sessions.values():
-            curve = state.survival.curve()
-            inputs += [
-                state.device.draft_s,
-                state.device.rate_bps,
-                1.0 - min(float(curve[0]), 0.999),
-                1.0 + float(curve.sum()),
-                0.02 + state.device.round_trip_s,
-                *state.device.energy,
-                *(mode.bits_per_token for mode in self._modes_of(state)),
-            ]
-        return _Basis(tuple(self._sessions), np.log(np.maximum(inputs, 1e-9)))
-
-    def _near(self, basis: _Basis, other: _Basis) -> bool:
-        if basis.sessions != other.sessions:
-            return False
-        return bool(np.abs(basis.inputs - other.inputs).max() <= math.log1p(self._drift))
+            inputs += state.inputs(self._ratio_modes, bits_per_token=self._bits)
+        return Basis.of(tuple(self._sessions), inputs)
 
     def link_rates(self) -> dict[str, float]:
         """Return the uplink rate at full share of every device whose link was seen, in bit/s."""
@@ -368,7 +316,7 @@ class DraftControl:
             ),
             draft_s=np.array([device.draft_s for device in devices]),
             efficiency=np.array([device.rate_bps for device in devices]),
-            survival=np.array([self._curve(state)[: self._max] for state in states]),
+            survival=np.array([state.curve(self._ratio_modes)[: self._max] for state in states]),
             weight=np.array([self._weights.get(device, 1.0) for device, _ in self._sessions]),
             delay_s=np.array([device.round_trip_s for device in devices]),
             min_length=self._min,
@@ -376,11 +324,3 @@ class DraftControl:
             overlap=self._overlap,
             ids=tuple(f"{device}/{session}" for device, session in self._sessions),
         )
-
-    def _curve(self, state: _Session) -> Floats:
-        """Return a session's survival as it would be without distributions."""
-        curve = state.survival.curve()
-        for ratio in self._ratio_modes:
-            if state.grant.mode is Mode.RATIO and state.grant.support == ratio.support:
-                return rescaled(curve, 1.0 / ratio.acceptance_gain)
-        return curve

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Protocol
 
 from edge_server.scheduler.joint import Answer, Question, answer
@@ -76,12 +75,7 @@ class ProcessSolver:
         self._start()  # importing the solvers takes longer than any question
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

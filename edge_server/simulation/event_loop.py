@@ -24,6 +24,7 @@ from edge_server.scheduler.interface import (
     VerifyReport,
     Waiting,
 )
+from edge_server.scheduler.unmoved import Unmoved
 
 __all__ = ["Fade", "Outcome", "Prescribed", "no_fading", "run_cell"]
 
@@ -62,7 +63,7 @@ class Outcome:
         return float(self.tokens.sum()) / self.duration_s
 
 
-class Prescribed:
+class Prescribed(Unmoved):
     """A controller that grants what a plan says and learns nothing."""
 
     def __init__(self, *, plan: Plan, cell: Cell) -> None:
@@ -72,35 +73,9 @@ class Prescribed:
             for length, share in zip(plan.lengths, shares, strict=True)
         ]
 
-    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:  # noqa: ARG002
-        """Return the plan's grant."""
-        return self._grants[session]
-
-    def observe(self, report: RoundReport) -> None:
-        """Ignore the round."""
-
-    def observe_verify(self, report: VerifyReport) -> None:
-        """Ignore the pass."""
-
-    def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
-        """Ignore the link."""
-
-    def observe_energy(
-        self,
-        device: str,
-        *,
-        draft_j_per_token: float | None,
-        tx_j_per_bit: float | None,
-        wait_w: float | None,
-    ) -> None:
-        """Ignore what tokens cost."""
-
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:  # noqa: ARG002
         """Return the plan's grant."""
         return self._grants[session]
-
-    def closed(self, device: str, session: int, *, now_s: float) -> None:
-        """Ignore the end."""
 
 
 class _Run:

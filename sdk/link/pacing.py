@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final
 
 from sdk.errors import MultispinError
@@ -170,12 +169,7 @@ class PacedTransport:
     def __enter__(self) -> PacedTransport:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # below: callers hold the lock

@@ -6,7 +6,6 @@ Knows nothing of frames, sessions or tokens, and nothing of MQTT but topics and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
 __all__ = ["Message", "Traffic", "Transport", "Will", "publish_packet_bytes"]
@@ -127,9 +126,4 @@ class Transport(Protocol):
 
     def __enter__(self) -> Transport: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

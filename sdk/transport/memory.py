@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from sdk.transport.interface import Message, Traffic, Will, publish_packet_bytes
 from sdk.transport.topic_filter import matches
@@ -304,10 +303,5 @@ class MemoryTransport:
     def __enter__(self) -> MemoryTransport:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_server.energy import scheduler_figures
 from edge_server.scheduler.control import DraftControl
 from edge_server.scheduler.energy import bounded_plan, joules
-from edge_server.scheduler.interface import Mode, RoundReport, VerifyReport
+from edge_server.scheduler.interface import Mode
 from edge_server.scheduler.policies import make_policy
 from edge_server.server import EdgeServer
 from sdk.errors import MalformedFrameError
@@ -20,6 +20,7 @@ from sdk.protocol import up
 from sdk.transport.memory import MemoryHub
 from tests.fakes.cell import connect_device, serve_in_memory
 from tests.fakes.hash_model import HashVerifier
+from tests.fakes.rounds import report_round
 
 FIGURES = {"draft_j_per_token": 0.2, "wait_w": 2.0}
 
@@ -55,26 +56,16 @@ class Cell:
         self.now_s = 100.0
 
     def _observe(self, name: str, slot: int, *, drafted: int, now_s: float) -> None:
-        self.control.observe_verify(
-            VerifyReport(
-                requests=1,
-                rows=drafted + 1,
-                context_tokens=50,
-                duration_s=0.05 + 0.001 * drafted,
-                now_s=now_s,
-            )
-        )
-        self.control.observe(
-            RoundReport(
-                device=name,
-                session=slot,
-                drafted=drafted,
-                accepted=min(drafted, 3),
-                draft_s=0.02 * drafted,
-                uplink_bytes=100,
-                turnaround_s=0.02 * drafted + 0.01,
-                now_s=now_s,
-            )
+        report_round(
+            self.control,
+            device=name,
+            session=slot,
+            drafted=drafted,
+            accepted=min(drafted, 3),
+            draft_s=0.02 * drafted,
+            turnaround_s=0.02 * drafted + 0.01,
+            pass_s=0.05 + 0.001 * drafted,
+            now_s=now_s,
         )
 
     def tell(self, device: str, told: dict[str, object]) -> None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from edge_server.gateway import GatewayLimits
 from edge_server.scheduler.adaptive import AdaptiveLength
-from edge_server.scheduler.interface import Controller, Grant, RoundReport, VerifyReport
+from edge_server.scheduler.interface import Controller, Grant, RoundReport
 from edge_server.scheduler.policies import make_policy
+from edge_server.scheduler.unmoved import Unmoved
 from edge_server.server import EdgeServer
 from edge_server.server_energy import ServerEnergy
 from edge_server.verifier.interface import Verifier
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class FixedLength:
+class FixedLength(Unmoved):
     """A controller that always grants the same length, or walks through a list of them."""
 
     def __init__(self, *lengths: int) -> None:
@@ -40,27 +41,8 @@ class FixedLength:
         self._rounds: dict[int, int] = {}
         self.reports: list[RoundReport] = []
 
-    def opened(self, device: str, session: int, *, mode: Mode, now_s: float) -> Grant:
-        return self.grant(device, session, now_s=now_s)
-
     def observe(self, report: RoundReport) -> None:
         self.reports.append(report)
-
-    def observe_verify(self, report: VerifyReport) -> None:
-        pass
-
-    def observe_link(self, device: str, report: dict[str, object], *, now_s: float) -> None:
-        pass
-
-    def observe_energy(
-        self,
-        device: str,
-        *,
-        draft_j_per_token: float | None,
-        tx_j_per_bit: float | None,
-        wait_w: float | None,
-    ) -> None:
-        pass
 
     def grant(self, device: str, session: int, *, now_s: float) -> Grant:
         count = self._rounds[session] = self._rounds.get(session, -1) + 1

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from firmware_broker import NOW
-from firmware_bundles import make_bundle, make_device_seed
+from firmware_bundles import make_bundle
 from firmware_fleet import Fleet, Wire
 from firmware_images import make_image
 from firmware_ssh import Server
 
+from firmware_tools.bundle.signed import SignedBundle, open_bundle
 from firmware_tools.keys import KeyStore
+from firmware_tools.seed import Identity, make_seed
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +64,43 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def ssh_bundle(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("ssh"), key_store)
+def bundle_path(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), key_store)
 
 
 @pytest.fixture(scope="session")
-def ssh_seed(
-    ssh_bundle: Path, tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore
+def bundle(bundle_path: Path, key_store: KeyStore) -> SignedBundle:
+    return open_bundle(bundle_path, [key_store.verify_key("bundle")])
+
+
+@pytest.fixture(scope="session")
+def slot(tmp_path_factory: pytest.TempPathFactory, bundle: SignedBundle) -> Path:
+    """The bundle's files, as a board has them."""
+    folder = tmp_path_factory.mktemp("slots") / "a"
+    bundle.verify()
+    bundle.unpack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def identity(key_store: KeyStore) -> Identity:
+    return Identity(
+        files=key_store.issue_device("seeded-1", now=NOW),
+        broker_host="localhost",
+        broker_port=8883,
+        bundle_key=key_store.read("bundle.pub"),
+        root=b"{}",
+    )
+
+
+@pytest.fixture(scope="session")
+def seed(
+    tmp_path_factory: pytest.TempPathFactory, bundle: SignedBundle, identity: Identity
 ) -> Path:
-    folder = tmp_path_factory.mktemp("ssh-seed")
-    return make_device_seed(folder, key_store, ssh_bundle, "ssh-1")
+    """What is flashed: the bundle, for one board."""
+    folder = tmp_path_factory.mktemp("seed")
+    make_seed(bundle, identity, folder, now=NOW)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import zstandard
-from firmware_broker import NOW
 from onnx import TensorProto, helper, numpy_helper
 
 import firmware_tools
@@ -18,10 +17,9 @@ from firmware_tools.bundle import archive
 from firmware_tools.bundle.archive import Member
 from firmware_tools.bundle.build import BundleRecipe, build
 from firmware_tools.bundle.manifest import GoldenDraft, Manifest
-from firmware_tools.bundle.signed import open_bundle, sign
+from firmware_tools.bundle.signed import sign
 from firmware_tools.keys import KeyStore, SigningKey
 from firmware_tools.probe import draft_greedily
-from firmware_tools.seed import Identity, make_seed
 from sdk.model.manifest import Manifest as ModelManifest
 
 VOCABULARY = 32
@@ -113,19 +111,6 @@ def make_bundle(folder: Path, keys: KeyStore, *, version: str = "1.0.0", release
     build(make_recipe(folder / "inputs", version=version, release=release), path)
     sign(path, keys.signing_key("bundle"))
     return path
-
-
-def make_device_seed(folder: Path, keys: KeyStore, bundle: Path, device: str) -> Path:
-    """Make the seed of one device from a signed bundle."""
-    identity = Identity(
-        files=keys.issue_device(device, now=NOW),
-        broker_host="broker.lan",
-        broker_port=8883,
-        bundle_key=keys.read("bundle.pub"),
-        root=b"{}",
-    )
-    make_seed(open_bundle(bundle, [keys.verify_key("bundle")]), identity, folder, now=NOW)
-    return folder
 
 
 def forge(

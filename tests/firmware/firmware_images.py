@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from firmware_tools.flash.firstboot import Settings
+from firmware_tools.flash.image import Image, unpack_image
+
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEh3 owner@host"
 CMDLINE = "console=serial0,115200 root=PARTUUID=4657314c-02 rootwait quiet"
 _MIB = 1 << 20
 _FAT_MIB, _EXT_MIB = 24, 24
@@ -86,3 +90,27 @@ def _put(image: Path, at_mib: int, part: Path) -> None:
     with image.open("r+b") as stream:
         stream.seek(at_mib * _MIB)
         stream.write(part.read_bytes())
+
+
+def settings(**changes: str) -> Settings:
+    """Return what the owner of one board wants."""
+    fields = {"hostname": "cam-7", "instance": "cam-7-1", "ssh_key": KEY} | changes
+    return Settings(**fields)
+
+
+def copy_of(image: Path, tmp_path: Path) -> Path:
+    """Return a copy of an image to change."""
+    target = tmp_path / "card.img"
+    unpack_image(image, target, lambda _: None)
+    return target
+
+
+def check_clean(image: Image, folder: Path) -> None:
+    """Have both file systems checked by their own programs."""
+    for part, command in ((image.boot, ["fsck.vfat", "-n"]), (image.root, ["e2fsck", "-fn"])):
+        assert part is not None
+        cut = folder / "cut"
+        with image.path.open("rb") as stream:
+            stream.seek(part.start_bytes)
+            cut.write_bytes(stream.read(part.size_bytes))
+        tool(*command, str(cut))

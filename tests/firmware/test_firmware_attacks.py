@@ -1,6 +1,6 @@
 """Every attack on a board over MQTT: refused with its reason, and nothing on the board changes.
 
-Bundles that verify nothing by themselves are in test_firmware_bundle.py, releases in
+Bundles that verify nothing by themselves are in test_firmware_bundle_refused.py, releases in
 test_firmware_release.py; here the whole way is taken, from the command to the slots.
 """
 

@@ -30,30 +30,10 @@ from firmware_tools.board.state import BAD, GOOD, TRIES
 from firmware_tools.bundle.signed import open_bundle
 from firmware_tools.errors import FlashError, RefusedError, SlotError
 from firmware_tools.keys import KeyStore
-from firmware_tools.seed import Identity, guard_archive, make_seed
+from firmware_tools.seed import Identity, guard_archive
 from sdk.cli import main
 
 PI = Host(machine="aarch64", python="3.11", glibc=(2, 36))
-
-
-@pytest.fixture(scope="session")
-def identity(key_store: KeyStore) -> Identity:
-    return Identity(
-        files=key_store.issue_device("seeded-1", now=NOW),
-        broker_host="localhost",
-        broker_port=8883,
-        bundle_key=key_store.read("bundle.pub"),
-        root=b"{}",
-    )
-
-
-@pytest.fixture(scope="session")
-def seed(tmp_path_factory: pytest.TempPathFactory, key_store: KeyStore, identity: Identity) -> Path:
-    folder = tmp_path_factory.mktemp("seed")
-    path = make_bundle(folder, key_store)
-    bundle = open_bundle(path, [key_store.verify_key("bundle")])
-    make_seed(bundle, identity, folder / "seed", now=NOW)
-    return folder / "seed"
 
 
 @pytest.fixture

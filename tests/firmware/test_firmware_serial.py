@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from firmware_console import FakeBoard, console_on
+from firmware_images import KEY
 
 import firmware_tools.flash.push as push_module
 from firmware_tools.errors import FlashError
@@ -19,8 +20,6 @@ from firmware_tools.flash import serial_verb
 from firmware_tools.flash.push import RECEIVER, Push, seconds_for
 from firmware_tools.flash.serial_verb import pinned, prepare_ssh, push_seed
 from sdk.cli import main
-
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEh3 owner@host"
 
 
 def test_ssh_is_prepared_once_and_the_host_key_pinned(tmp_path: Path) -> None:

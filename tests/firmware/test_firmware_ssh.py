@@ -23,78 +23,76 @@ from sdk.cli import main
 
 
 def test_a_board_is_installed_and_a_second_run_brings_only_what_is_new(
-    server: Server, ssh_seed: Path, tmp_path: Path
+    server: Server, seed: Path, tmp_path: Path
 ) -> None:
-    ssh_seed = Path(shutil.copytree(ssh_seed, tmp_path / "seed"))
-    assert flash(server, ssh_seed)
+    seed = Path(shutil.copytree(seed, tmp_path / "seed"))
+    assert flash(server, seed)
     state = server.slots.load()
     assert (state.running.version, state.trying) == ("1.0.0", True)
     assert stat.S_IMODE((server.root / "etc/multispin/device.key").stat().st_mode) == 0o600
     assert not list((server.folder / "home").iterdir())  # no secret stays behind
     server.slots.good()
-    assert flash(server, ssh_seed) is False
-    (ssh_seed / "device.crt").write_bytes(b"issued anew")
-    assert flash(server, ssh_seed)
+    assert flash(server, seed) is False
+    (seed / "device.crt").write_bytes(b"issued anew")
+    assert flash(server, seed)
     assert (server.root / "etc/multispin/device.crt").read_bytes() == b"issued anew"
     assert server.slots.load().running.status == GOOD  # its slot is the same
 
 
 @pytest.mark.slow
-def test_an_upload_goes_on_where_it_stopped(server: Server, ssh_seed: Path) -> None:
+def test_an_upload_goes_on_where_it_stopped(server: Server, seed: Path) -> None:
     there = server.folder / "home" / ".multispin-seed"
     there.mkdir()
-    payload = (ssh_seed / "payload.tar.gz").read_bytes()
+    payload = (seed / "payload.tar.gz").read_bytes()
     (there / "payload.tar.gz").write_bytes(payload[: len(payload) // 2])
-    assert flash(server, ssh_seed)
+    assert flash(server, seed)
     assert server.slots.load().running.version == "1.0.0"
 
 
 @pytest.mark.slow
-def test_a_rest_of_another_bundle_is_thrown_away(server: Server, ssh_seed: Path) -> None:
+def test_a_rest_of_another_bundle_is_thrown_away(server: Server, seed: Path) -> None:
     there = server.folder / "home" / ".multispin-seed"
     there.mkdir()
     (there / "payload.tar.gz").write_bytes(b"?" * 1000)
-    assert flash(server, ssh_seed)
+    assert flash(server, seed)
 
 
 @pytest.mark.parametrize(("key", "why"), [("other", "has changed"), ("", "is not known")])
 def test_a_host_key_that_is_unknown_or_has_changed_is_refused(
-    server: Server, ssh_seed: Path, key: str, why: str
+    server: Server, seed: Path, key: str, why: str
 ) -> None:
     if key:
         server.know(key)
     else:
         (server.folder / "known").write_text("")
     with pytest.raises(FlashError, match=why):
-        flash(server, ssh_seed)
+        flash(server, seed)
     assert not (server.root / "opt").exists()
 
 
-def test_a_key_that_does_not_fit_is_said(server: Server, ssh_seed: Path) -> None:
+def test_a_key_that_does_not_fit_is_said(server: Server, seed: Path) -> None:
     (server.folder / "authorized").write_text("")
     with pytest.raises(FlashError, match="does not let us in"):
-        flash(server, ssh_seed)
+        flash(server, seed)
 
 
-def test_a_server_that_is_not_there_is_said(server: Server, ssh_seed: Path) -> None:
+def test_a_server_that_is_not_there_is_said(server: Server, seed: Path) -> None:
     remote = Remote(address="root@127.0.0.1", port=free_port(), options=server.remote.options)
     with pytest.raises(FlashError, match="no SSH server"):
-        flash_over_ssh(remote, ssh_seed, no_password, print)
+        flash_over_ssh(remote, seed, no_password, print)
 
 
-def test_another_python_is_refused_before_the_upload(server: Server, ssh_seed: Path) -> None:
+def test_another_python_is_refused_before_the_upload(server: Server, seed: Path) -> None:
     script = server.folder / "bin/python3"
     script.write_text(script.read_text().replace("(3, 11,", "(3, 13,"))
     with pytest.raises(FlashError, match=r"--python 3\.13"):
-        flash(server, ssh_seed)
+        flash(server, seed)
     assert not list((server.folder / "home").iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("password", ["opensesame", "wrong"])
-def test_sudo_is_asked_for_where_it_is_needed(
-    tmp_path: Path, ssh_seed: Path, password: str
-) -> None:
+def test_sudo_is_asked_for_where_it_is_needed(tmp_path: Path, seed: Path, password: str) -> None:
     if not Path("/usr/sbin/sshd").exists() or os.getuid():
         pytest.skip("needs root and openssh-server (apt: openssh-server)")
     asked: list[str] = []
@@ -106,9 +104,9 @@ def test_sudo_is_asked_for_where_it_is_needed(
     with Server(tmp_path, uid=1000) as server:
         if password == "wrong":
             with pytest.raises(FlashError, match="did not take the password"):
-                flash_over_ssh(server.remote, ssh_seed, ask, print)
+                flash_over_ssh(server.remote, seed, ask, print)
         else:
-            assert flash_over_ssh(server.remote, ssh_seed, ask, print)
+            assert flash_over_ssh(server.remote, seed, ask, print)
             assert server.slots.load().running.version == "1.0.0"
         assert len(asked) == 1
         assert (tmp_path / "sudo-ran").exists() == (password == "opensesame")
@@ -117,7 +115,7 @@ def test_sudo_is_asked_for_where_it_is_needed(
 @pytest.mark.slow
 def test_the_command_line(
     server: Server,
-    ssh_bundle: Path,
+    bundle_path: Path,
     key_store: KeyStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,7 +124,7 @@ def test_the_command_line(
     monkeypatch.setattr(getpass, "getpass", no_password)
     command = ["flash", "ssh", server.remote.address, "--port", str(server.port), "--json"]
     command += [f"--ssh-option={option}" for option in server.remote.options]
-    command += ["--bundle", str(ssh_bundle), "--id", "ssh-2", "--broker", "localhost:8883"]
+    command += ["--bundle", str(bundle_path), "--id", "ssh-2", "--broker", "localhost:8883"]
     command += ["--release-dir", str(tmp_path / "release"), "--keys", str(key_store.public)]
     assert main(command) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -72,7 +72,7 @@ LOST = r"the connection to 127\.0\.0\.1 was lost: run it again, it goes on"
 
 
 def test_a_connection_lost_at_any_step_is_said_and_the_next_run_goes_on(
-    server: Server, ssh_seed: Path
+    server: Server, seed: Path
 ) -> None:
     with CutProxy(server.port) as proxy:
         remote = over(server, proxy)
@@ -80,19 +80,19 @@ def test_a_connection_lost_at_any_step_is_said_and_the_next_run_goes_on(
             if step != "uploading":
                 proxy.cut(step)
                 with pytest.raises(FlashError, match=LOST):
-                    flash_over(remote, ssh_seed)
+                    flash_over(remote, seed)
                 assert proxy.has_cut
                 assert not (server.root / "opt").exists()
         (server.folder / "home/.multispin-seed/payload.tar.gz").write_bytes(b"")
         proxy.cut("uploading", 100_000)  # less than half of it: the rest is sent by itself
-        assert (ssh_seed / "payload.tar.gz").stat().st_size > 200_000
-        assert flash_over(remote, ssh_seed)
+        assert (seed / "payload.tar.gz").stat().st_size > 200_000
+        assert flash_over(remote, seed)
         assert proxy.has_cut
     assert server.slots.load().running.version == "1.0.0"
 
 
 def test_a_connection_lost_while_the_board_installs_loses_nothing(
-    server: Server, ssh_seed: Path
+    server: Server, seed: Path
 ) -> None:
     """The board installs all the same; the next run finds that, and starts the service."""
     python = server.folder / "bin/python3"
@@ -106,7 +106,7 @@ def test_a_connection_lost_while_the_board_installs_loses_nothing(
 
     def first_run(remote: Remote) -> None:
         try:
-            flash_over(remote, ssh_seed)
+            flash_over(remote, seed)
         except FlashError as error:
             said.append(str(error))
 
@@ -120,7 +120,7 @@ def test_a_connection_lost_while_the_board_installs_loses_nothing(
         (server.folder / "cut").touch()
         wait_for(lambda: server.slots.load().trying)
         python.write_text(text)
-        assert flash_over(over(server, proxy), ssh_seed)
+        assert flash_over(over(server, proxy), seed)
     state = server.slots.load()
     assert (state.active, state.trying, state.running.version) == ("a", True, "1.0.0")
     assert not (server.folder / "home/.multispin-seed").exists()  # no secret stays behind
@@ -133,18 +133,18 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_full_disk_is_said_before_anything_is_sent(server: Server, ssh_seed: Path) -> None:
+def test_a_full_disk_is_said_before_anything_is_sent(server: Server, seed: Path) -> None:
     with small_disk(server.folder / "home", 1 << 20):
         with pytest.raises(FlashError, match=r"disk is full: \d+ MiB are needed"):
-            flash(server, ssh_seed)
+            flash(server, seed)
         assert not list((server.folder / "home").iterdir())
 
 
-def test_a_full_disk_for_the_slots_changes_nothing(server: Server, ssh_seed: Path) -> None:
+def test_a_full_disk_for_the_slots_changes_nothing(server: Server, seed: Path) -> None:
     opt = server.root / "opt/multispin"
     with small_disk(opt, 1 << 20):
         with pytest.raises(FlashError, match=r"is full: .* MiB are needed, .* make room"):
-            flash(server, ssh_seed)
+            flash(server, seed)
         assert not list(opt.iterdir())
         assert not (server.root / "etc").exists()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edge_server.scheduler.adaptive import PROBE_FIRST_ROUNDS, AdaptiveLength
-from edge_server.scheduler.interface import Mode, RoundReport, VerifyReport
+from edge_server.scheduler.interface import Mode
+from tests.fakes.rounds import accepted_of, report_round
 
 
 @dataclass
@@ -36,32 +37,18 @@ class World:
         grant = control.grant("d", 1, now_s=now_s)
         for _ in range(rounds):
             lengths.append(grant.length)
-            missed = np.flatnonzero(rng.random(grant.length) > self.acceptance)
-            accepted = int(missed[0]) if missed.size else grant.length
             drafting_s = grant.length * self.draft_s
             turnaround_s = drafting_s + self.link_s if grant.length else 0.0
             pass_s = self.fixed_s + self.per_row_s * (grant.length + 1)
             now_s += turnaround_s + pass_s
-            control.observe_verify(
-                VerifyReport(
-                    requests=1,
-                    rows=grant.length + 1,
-                    context_tokens=100,
-                    duration_s=pass_s,
-                    now_s=now_s,
-                )
-            )
-            control.observe(
-                RoundReport(
-                    device="d",
-                    session=1,
-                    drafted=grant.length,
-                    accepted=accepted,
-                    draft_s=drafting_s if self.says_draft_time else 0.0,
-                    uplink_bytes=60,
-                    turnaround_s=turnaround_s,
-                    now_s=now_s,
-                )
+            report_round(
+                control,
+                drafted=grant.length,
+                accepted=accepted_of(grant.length, acceptance=self.acceptance, rng=rng),
+                draft_s=drafting_s if self.says_draft_time else 0.0,
+                turnaround_s=turnaround_s,
+                pass_s=pass_s,
+                now_s=now_s,
             )
             grant = control.grant("d", 1, now_s=now_s)
         return lengths
