@@ -39,6 +39,7 @@ __all__ = ["main"]
 # (sessions, rows of each)
 SHAPES: Final = tuple((count, rows) for count in (1, 2, 4, 8, 16) for rows in (1, 5, 9))
 MOST_SESSIONS: Final = max(count for count, _ in SHAPES)
+REST_S: Final = 0.03  # until the threads of who ran before, which wait by spinning, sleep
 GENERATED: Final = 16  # decode steps of one `generate`
 OURS: Final = "onnx"
 BUILD: Final = Path("build") / "bench-verify"
@@ -214,11 +215,19 @@ def measure(runners: Mapping[str, Runner], *, runs: int) -> dict[str, dict[Shape
             runner.start_anew()
         for shape in SHAPES:
             for name, runner in runners.items():
+                rest()
                 runner.seconds(shape)  # so that it finds its own data in the caches, not another's
                 elapsed_s = runner.seconds(shape)
                 if run and elapsed_s is not None:  # the first is a warm-up
                     times_s[name].setdefault(shape, []).append(elapsed_s)
     return times_s
+
+
+def rest() -> None:
+    """Keep this thread busy for a while: one that slept may be woken on its own worker's core."""
+    started_s = time.perf_counter()
+    while time.perf_counter() - started_s < REST_S:
+        pass
 
 
 def figures(
