@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
         stop.set()
 
     with ExitStack() as stack:
-        verifier = _load_verifier(args)
         energy = stack.enter_context(meter_server(args.energy))
-        broker = _join_broker(args, stack, on_loss=broker_lost)
+        broker = _join_broker(args, stack, on_loss=broker_lost)  # a taken port is told at once
+        verifier = _load_verifier(args)
         transport = stack.enter_context(_connect(broker))
         control = DraftControl(
             policy=args.policy,
