@@ -61,9 +61,9 @@ def choose(
         min(_CANDIDATES, vocabulary_size), dim=-1
     )
     exact = scaled.gather(1, ids).double() + gumbel(noise_bits(ids, keys))
-    behind = (
-        near[:, -1] if vocabulary_size > _CANDIDATES else torch.full_like(near[:, 0], -torch.inf)
-    )
+    behind = near[:, -1].clone()
+    if vocabulary_size <= _CANDIDATES:
+        behind[:] = -torch.inf
     if any(own.top_p < 1.0 for own in limits):
         judged = _in_nucleus(ids[rows, :_JUDGED], scaled[rows], weights, limits)
         exact[rows, :_JUDGED] = exact[rows, :_JUDGED].where(judged, -torch.inf)
