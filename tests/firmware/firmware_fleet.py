@@ -182,11 +182,14 @@ class Wire:
             backlog_bytes=16 << 20,
         )
 
+    def certify(self, device: str) -> None:
+        if not (self.keys.public / "devices" / device).exists():
+            self.keys.issue_device(device, now=NOW)
+
     def board(self, device: str) -> MqttTransport:
+        self.certify(device)
         folder = self.keys.public / "devices" / device
         secret = self.keys.secret / "devices" / device
-        if not folder.exists():
-            self.keys.issue_device(device, now=NOW)
         return MqttTransport(
             broker=self._config(folder / "device.crt", secret / "device.key"),
             client_id=f"{device}-update",

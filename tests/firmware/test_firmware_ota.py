@@ -160,6 +160,7 @@ def test_the_command_line_rolls_out_to_a_group(
     options += ["--release-dir", str(fleet.folder / "release"), "--keys", str(wire.keys.public)]
     with ExitStack() as stack:
         for each in ("ota-7", "ota-8"):
+            wire.certify(each)  # not in the board's own thread: the command looks first
             connect = lambda each=each: wire.board(each)  # noqa: E731
             stack.enter_context(Machine(fleet, each, connect))  # type: ignore[arg-type]
         assert main([*options, "--json", "--rate-kib-s", "100000"]) == 0
