@@ -188,6 +188,7 @@ def test_the_command_line_rolls_out_to_a_group(
 def test_a_rollout_that_could_only_wait_is_refused(
     options: str, told: str, fleet: Fleet, wire: Wire, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wire.certify("ota-7")
     common = ["--broker", "localhost:1", "--release-dir", str(fleet.folder / "release")]
     keys = ["--keys", str(wire.keys.public)]
     assert main(["flash", "ota", *common, *keys, *options.split()]) == 2
