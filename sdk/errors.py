@@ -43,6 +43,7 @@ __all__ = [
     "ProtocolError",
     "RejectedError",
     "TransportError",
+    "first_line",
 ]
 
 
@@ -143,3 +144,12 @@ class DependencyError(MultispinError):
     def __init__(self, needed_for: str, extra: str) -> None:
         super().__init__(f"{needed_for} needs an extra: pip install 'multispin[{extra}]'")
         self.extra = extra
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what another library's error says, or its kind if it says nothing.
+
+    At most 200 characters.
+    """
+    said = str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__

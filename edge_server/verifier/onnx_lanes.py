@@ -20,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edge_server.verifier.onnx_graph import with_lanes
+from sdk.errors import first_line
 from sdk.model.decoder import (
     PROVIDERS,
     Decoder,
@@ -88,7 +89,7 @@ class Lanes:
             lanes = cls(decoder=decoder, session=session, count=count)
             exact = lanes._is_exact()
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)
             log.warning("verifier: sessions run one by one, not together (%s)", reason)
             return None
         if not exact:

@@ -19,7 +19,7 @@ import numpy as np
 from edge_server.verifier.acceptance import Acceptor
 from edge_server.verifier.interface import VerifyOutcome, VerifyRequest
 from edge_server.verifier.torch_segments import Segment, Segments
-from sdk.errors import CapacityError, DependencyError, ModelLoadError
+from sdk.errors import CapacityError, DependencyError, ModelLoadError, first_line
 from sdk.model.prefix import shared
 from sdk.model.sampling import SamplingParameters
 
@@ -284,7 +284,7 @@ def _local_folder(name_or_folder: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name_or_folder), allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # network, name, access, disk: the Hub has an exception for each
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise ModelLoadError(
             f"loading model: {name_or_folder} is no folder here and the Hugging Face Hub did not "
             f"give it ({reason}); name a local folder or check the network"

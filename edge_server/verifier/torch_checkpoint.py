@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sdk.errors import ConfigError, ModelLoadError
+from sdk.errors import ConfigError, ModelLoadError, first_line
 from sdk.model.manifest import file_record
 
 __all__ = [
@@ -59,7 +59,7 @@ def load_decoder(folder: Path, number_type: torch.dtype, *, attention: str) -> A
     except Exception as error:  # missing, cut or foreign weights: every library has its own
         if isinstance(error, KeyError) and attention in error.args:
             raise unsupported("its attention cannot be replaced") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise ModelLoadError(
             f"loading model: {folder} cannot be run by transformers ({reason}); "
             "name a folder with config.json, tokenizer.json and *.safetensors"

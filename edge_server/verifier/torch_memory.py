@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sdk.errors import CapacityError
+from sdk.errors import CapacityError, first_line
 
 __all__ = ["fits"]
 
@@ -32,7 +32,7 @@ def fits(rows: int) -> Iterator[None]:
             text in str(error) for text in _CPU_SAYS
         ):
             raise
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)
     else:
         return
     # Outside the handler: the error's traceback held the pass's tensors.

@@ -38,7 +38,7 @@ from edge_server.verifier.torch_memory import fits
 from edge_server.verifier.torch_segments import Span
 from edge_server.verifier.torch_static import StaticPass, StaticRows, attends_in_place, size_of
 from edge_server.verifier.torch_weights import quantise
-from sdk.errors import ConfigError
+from sdk.errors import ConfigError, first_line
 from sdk.model.manifest import tokenizer_hash
 
 __all__ = ["ATTENTION_NAME", "TorchModel"]
@@ -182,7 +182,7 @@ class TorchModel:
             self.decoder.set_attn_implementation(ATTENTION_NAME)
             apart = float((own - plain).norm() / plain.norm())
         except Exception as error:  # layers of other kinds: each model fails in its own way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
             raise unsupported(f"{type(self.decoder).__name__} fails ({reason})") from error
         if not apart <= _MOST_APART[self.pool.keys.dtype]:
             name = type(self.decoder).__name__

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edge_server.verifier.torch_attention import MOST_SESSION_ROWS, KvPool, Scores, grouped
 from edge_server.verifier.torch_segments import Span
+from sdk.errors import first_line
 
 __all__ = ["StaticPass", "StaticRows", "attends_in_place", "size_of"]
 
@@ -118,7 +119,7 @@ def attends_in_place(pool: KvPool, heads: int) -> bool:
     except ModuleNotFoundError:
         pass
     except Exception as error:  # a compiler, a driver, a card that is too old
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
     log.warning("verifier: keys and values are gathered, and no graph is captured (%s)", reason)
     return False
 
@@ -177,7 +178,7 @@ class StaticPass:
             if not torch.allclose(logits, expected, atol=tolerance, rtol=tolerance):
                 raise RuntimeError("its logits are not those of an eager pass")
         except Exception as error:  # a model that synchronises, a driver, memory
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
             log.warning(
                 "verifier: %d rows run eagerly, without a graph (%s)", self._rows.size, reason
             )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 import torch
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from sdk.errors import ExportError, ModelLoadError
+from sdk.errors import ExportError, ModelLoadError, first_line
 from sdk.model.manifest import tokenizer_hash
 
 __all__ = [
     "DEFAULT_CONTEXT",
     "checked_context",
-    "first_line",
     "load_source",
     "local_folder",
     "supported_config",
@@ -98,9 +96,3 @@ def load_source(folder: Path) -> PreTrainedModel:
             f"(logits_to_keep); {FAMILIES}"
         )
     return model.eval()  # type: ignore[no-untyped-call, no-any-return]
-
-
-def first_line(error: Any) -> str:
-    """Return the first line of an error's text, at most 200 characters, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -13,11 +13,10 @@ import torch
 from optimum.exporters.onnx import export as optimum_export
 from transformers import PreTrainedModel
 
-from sdk.errors import ExportError
+from sdk.errors import ExportError, first_line
 from sdk.export.fusion import fuse
 from sdk.export.graph import clean
 from sdk.export.optimum_config import DecoderOnnxConfig
-from sdk.export.source import first_line
 
 __all__ = ["save", "trace"]
 

@@ -26,7 +26,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sdk.errors import ConfigError, ModelLoadError
+from sdk.errors import ConfigError, ModelLoadError, first_line
 from sdk.model.huge_pages import use_huge_pages
 from sdk.model.manifest import GRAPH_NAME, Manifest
 from sdk.model.runtime import lacks
@@ -116,7 +116,7 @@ class Decoder:
                 providers=list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]])),
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)
             raise ModelLoadError(
                 f"loading model: {folder / GRAPH_NAME} cannot be run ({reason}); "
                 "export the model again or update onnxruntime"
