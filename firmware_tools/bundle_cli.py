@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firmware_tools.bundle.manifest import BOARDS, PYTHONS, GoldenDraft, release_of
+from firmware_tools.key_options import add_key_options
 from sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("bundle", type=Path, metavar="FILE")
     inspect.add_argument("--files", action="store_true", help="list every file")
     for verb in (sign, inspect):
-        verb.add_argument("--keys", type=Path, default=Path("keys"), help="folder of public files")
-    sign.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+        add_key_options(verb, secret=verb is sign)
     lock = verbs.add_parser("lock", help="resolve the board's packages anew (needs the network)")
     lock.add_argument("--python", choices=PYTHONS, required=True)
     for verb in (sign, inspect, lock):

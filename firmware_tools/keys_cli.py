@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from firmware_tools.key_options import add_key_options
+
 __all__ = ["configure", "run"]
 
 
@@ -36,10 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("device", metavar="ID")
     show = verbs.add_parser("show", help="list fingerprints and devices")
     for verb in (init, device, broker, revoke, show):
-        verb.add_argument(
-            "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
-        )
-        verb.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+        add_key_options(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
 
 

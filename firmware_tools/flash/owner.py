@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firmware_tools.key_options import add_key_options
 from sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of releases, as 'multispin bundle sign' fills it",
     )
-    parser.add_argument(
-        "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
-    )
-    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+    add_key_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from firmware_tools.key_options import add_key_options
 from sdk.errors import ConfigError
 
 __all__ = ["configure", "run"]
@@ -35,10 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of releases, as 'multispin bundle sign' fills it",
     )
     parser.add_argument("--version", metavar="V", help="default: the newest in the release")
-    parser.add_argument(
-        "--keys", type=Path, default=Path("keys"), help="folder of public files (default: keys)"
-    )
-    parser.add_argument("--secrets", type=Path, help="folder of secrets (default: KEYS/secret)")
+    add_key_options(parser)
     parser.add_argument(
         "--canary", type=int, default=1, metavar="N", help="boards that go first (default: 1)"
     )
